@@ -1,0 +1,10 @@
+// All of perdure that needs no LibTorch. The adapter for LibTorch is perdure/torch.hpp.
+#pragma once
+
+#define PERDURE_VERSION "0.1.0"
+
+#include <perdure/checkpoint_manager.hpp>
+#include <perdure/error.hpp>
+#include <perdure/file.hpp>
+#include <perdure/state.hpp>
+#include <perdure/value.hpp>
