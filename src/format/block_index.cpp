@@ -1,0 +1,156 @@
+#include "format/block_index.hpp"
+
+#include <fmt/format.h>
+
+#include <charconv>
+
+#include "format/coding.hpp"
+#include "format/crc32.hpp"
+#include "format/utf8.hpp"
+
+namespace perdure::format {
+namespace {
+
+constexpr std::string_view kMagic = "PERDUREX";
+constexpr std::uint8_t kRequiresGrad = 1, kParameter = 2, kConj = 4, kNeg = 8;
+constexpr std::uint8_t kString = 0, kInteger = 1, kRepr = 2;
+constexpr std::size_t kReprLimit = 200;
+
+[[noreturn]] void damaged(const char* what) {
+  throw Error(ErrorCode::corrupt, fmt::format(".perdure/index: {}", what));
+}
+
+void put_key(std::string& out, const Value& key) {
+  std::uint8_t tag = kRepr;
+  std::string text;
+  if (key.kind() == Kind::string) {
+    tag = kString;
+    text = key.as_string();
+  } else if (key.kind() == Kind::integer && key.as_big_int() == nullptr) {
+    tag = kInteger;
+    text = fmt::format("{}", key.as_int());
+  } else {
+    text = repr(key, kReprLimit);
+  }
+  put<std::uint8_t>(out, tag);
+  put<std::uint32_t>(out, static_cast<std::uint32_t>(text.size()));
+  out += text;
+}
+
+Value take_key(ByteReader& in) {
+  const auto tag = in.take<std::uint8_t>();
+  const std::string_view text = in.take_bytes(in.take<std::uint32_t>());
+  if (!is_utf8(text)) damaged("a key that is no UTF-8");
+  if (tag == kString || tag == kRepr) return Value(text);
+  if (tag != kInteger) damaged("a key of an unknown kind");
+  std::int64_t number = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || end != text.data() + text.size()) damaged("an integer key that is none");
+  return Value(number);
+}
+
+void put_tensor(std::string& out, const PlannedTensor& planned, const StoragePlan& plan) {
+  const Tensor& tensor = *planned.tensor;
+  const int flags = (tensor.requires_grad ? kRequiresGrad : 0) | (tensor.parameter ? kParameter : 0) |
+                    (tensor.conj ? kConj : 0) | (tensor.neg ? kNeg : 0);
+  put<std::uint64_t>(out, static_cast<std::uint64_t>(planned.record));
+  put<std::uint8_t>(out, static_cast<std::uint8_t>(tensor.dtype));
+  put<std::uint8_t>(out, static_cast<std::uint8_t>(flags));
+  put<std::uint16_t>(out, static_cast<std::uint16_t>(planned.path.size()));
+  put<std::uint32_t>(out, static_cast<std::uint32_t>(tensor.shape.size()));
+  put<std::uint64_t>(out, static_cast<std::uint64_t>(plan.storage_offset(tensor)));
+  for (const std::int64_t size : tensor.shape) put<std::uint64_t>(out, static_cast<std::uint64_t>(size));
+  for (const std::int64_t stride : tensor.strides) put<std::uint64_t>(out, static_cast<std::uint64_t>(stride));
+  for (const Value& key : planned.path) put_key(out, key);
+}
+
+std::vector<std::int64_t> take_numbers(ByteReader& in, std::uint32_t count) {
+  if (count > in.left() / 8) damaged("more dimensions than bytes");
+  std::vector<std::int64_t> out(count);
+  for (std::int64_t& x : out) x = static_cast<std::int64_t>(in.take<std::uint64_t>());
+  return out;
+}
+
+IndexedTensor take_tensor(ByteReader& in, std::size_t storages) {
+  IndexedTensor out;
+  out.record = static_cast<std::int64_t>(in.take<std::uint64_t>());
+  if (out.record < -1 || out.record >= static_cast<std::int64_t>(storages)) damaged("a tensor in a record that is not there");
+  const auto dtype = in.take<std::uint8_t>();
+  if (dtype >= kDTypeCount) damaged("an unknown dtype");
+  out.geometry.dtype = static_cast<DType>(dtype);
+  const auto flags = in.take<std::uint8_t>();
+  out.geometry.requires_grad = (flags & kRequiresGrad) != 0;
+  out.geometry.parameter = (flags & kParameter) != 0;
+  out.geometry.conj = (flags & kConj) != 0;
+  out.geometry.neg = (flags & kNeg) != 0;
+  const auto keys = in.take<std::uint16_t>();
+  const auto dimensions = in.take<std::uint32_t>();
+  out.geometry.storage_offset = static_cast<std::int64_t>(in.take<std::uint64_t>());
+  out.geometry.shape = take_numbers(in, dimensions);
+  out.geometry.strides = take_numbers(in, dimensions);
+  for (std::uint16_t i = 0; i < keys; ++i) out.path.push_back(take_key(in));
+  return out;
+}
+
+StorageChecksums take_storage(ByteReader& in) {
+  StorageChecksums out;
+  out.data_offset = in.take<std::uint64_t>();
+  out.size = in.take<std::uint64_t>();
+  out.crc32 = in.take<std::uint32_t>();
+  return out;
+}
+
+}  // namespace
+
+std::uint64_t block_count(std::uint64_t size, std::uint64_t block_size) noexcept {
+  return size / block_size + (size % block_size != 0 ? 1 : 0);
+}
+
+std::uint64_t index_size(const StoragePlan& plan) {
+  std::vector<StorageChecksums> empty(plan.records().size());
+  for (std::size_t i = 0; i < empty.size(); ++i)
+    empty[i].blocks.resize(block_count(plan.records()[i].size, kBlockSize));
+  return write_index(empty, plan).size();
+}
+
+std::string write_index(const std::vector<StorageChecksums>& storages, const StoragePlan& plan) {
+  std::string out(kMagic);
+  put<std::uint32_t>(out, kIndexVersion);
+  put<std::uint32_t>(out, static_cast<std::uint32_t>(kBlockSize));
+  put<std::uint64_t>(out, storages.size());
+  put<std::uint64_t>(out, plan.tensors().size());
+  for (const StorageChecksums& storage : storages) {
+    put<std::uint64_t>(out, storage.data_offset);
+    put<std::uint64_t>(out, storage.size);
+    put<std::uint32_t>(out, storage.crc32);
+  }
+  for (const StorageChecksums& storage : storages)
+    for (const std::uint32_t crc : storage.blocks) put<std::uint32_t>(out, crc);
+  for (const PlannedTensor& planned : plan.tensors()) put_tensor(out, planned, plan);
+  return out;
+}
+
+BlockIndex read_index(std::string_view bytes) {
+  ByteReader in(bytes, ".perdure/index");
+  if (in.take_bytes(kMagic.size()) != kMagic) damaged("does not begin as an index");
+  if (const auto version = in.take<std::uint32_t>(); version != kIndexVersion)
+    throw Error(ErrorCode::unsupported,
+                fmt::format(".perdure/index has version {}, this perdure reads version {}; update perdure", version, kIndexVersion));
+  BlockIndex out;
+  out.block_size = in.take<std::uint32_t>();
+  if (out.block_size == 0) damaged("a block size of 0");
+  const auto storages = in.take<std::uint64_t>();
+  const auto tensors = in.take<std::uint64_t>();
+  if (storages > in.left() / 20 || tensors > in.left() / 24) damaged("more entries than bytes");
+  for (std::uint64_t i = 0; i < storages; ++i) out.storages.push_back(take_storage(in));
+  for (StorageChecksums& storage : out.storages) {
+    const std::uint64_t blocks = block_count(storage.size, out.block_size);
+    if (blocks > in.left() / 4) damaged("more blocks than bytes");
+    for (std::uint64_t i = 0; i < blocks; ++i) storage.blocks.push_back(in.take<std::uint32_t>());
+  }
+  for (std::uint64_t i = 0; i < tensors; ++i) out.tensors.push_back(take_tensor(in, out.storages.size()));
+  if (!in.done()) damaged("bytes after its end");
+  return out;
+}
+
+}  // namespace perdure::format

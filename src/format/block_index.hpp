@@ -1,0 +1,44 @@
+// .perdure/index: where every tensor lies, and a checksum for every few MiB of it. The byte layout stands in
+// docs/format.md ("The index"). Written last, read first: what a tool needs to find one tensor of 100,000.
+#pragma once
+
+#include <string>
+#include <vector>
+
+#include <perdure/value.hpp>
+
+#include "format/archive_layout.hpp"
+#include "format/storage_plan.hpp"
+
+namespace perdure::format {
+
+inline constexpr std::uint32_t kIndexVersion = 1;
+
+struct StorageChecksums {
+  std::uint64_t data_offset = 0;          // in the file
+  std::uint64_t size = 0;
+  std::uint32_t crc32 = 0;                // of all of it; the same as in the zip directory
+  std::vector<std::uint32_t> blocks;      // one for each block_size bytes, the last one shorter
+};
+
+// One line of the index. A path element is a str or an int; other keys stand there as their repr.
+struct IndexedTensor {
+  KeyPath path;
+  std::int64_t record = -1;               // -1: meta, no bytes
+  Tensor geometry;                        // storage is null
+};
+
+struct BlockIndex {
+  std::uint64_t block_size = 0;
+  std::vector<StorageChecksums> storages;
+  std::vector<IndexedTensor> tensors;
+};
+
+std::uint64_t block_count(std::uint64_t size, std::uint64_t block_size) noexcept;
+// Bytes of the index that write_index will make: a function of the structure alone.
+std::uint64_t index_size(const StoragePlan& plan);
+std::string write_index(const std::vector<StorageChecksums>& storages, const StoragePlan& plan);
+// Error(corrupt) where the bytes contradict themselves, Error(unsupported) for a newer version.
+BlockIndex read_index(std::string_view bytes);
+
+}  // namespace perdure::format

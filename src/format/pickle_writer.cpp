@@ -1,0 +1,432 @@
+#include "format/pickle_writer.hpp"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <bit>
+#include <charconv>
+
+#include "format/coding.hpp"
+#include "format/pickle_opcodes.hpp"
+#include "format/pickle_reader.hpp"
+
+namespace perdure::format {
+namespace {
+
+constexpr std::size_t kBatch = 1000;  // items per SETITEMS or APPENDS, as Python's pickler does
+
+// The opcodes for which read_pickle makes no node. None and the bools are three nodes for all of them.
+bool makes_no_node(Op x) {
+  switch (x) {
+    case Op::protocol: case Op::stop: case Op::mark: case Op::none: case Op::new_true: case Op::new_false:
+    case Op::appends: case Op::set_item: case Op::set_items: case Op::build: case Op::bin_put: case Op::long_bin_put:
+    case Op::bin_get: case Op::long_bin_get:
+      return true;
+    default: return false;
+  }
+}
+
+class PickleWriter {
+ public:
+  explicit PickleWriter(const StoragePlan& plan) : plan_(plan) {}
+
+  std::string write(const Value& state) {
+    op(Op::protocol);
+    put<std::uint8_t>(out_, 2);
+    write_value(state);
+    op(Op::stop);
+    check_size();
+    return std::move(out_);
+  }
+
+ private:
+  void op(Op x) {
+    out_.push_back(static_cast<char>(x));
+    ++opcodes_;
+    if (!makes_no_node(x)) ++nodes_;
+    check_size();
+  }
+  void check_size() const;
+  void write_value(const Value& value);
+  void write_container(const Value& value);
+  void write_integer(const Value& value);
+  void write_small(std::int64_t x);
+  void write_real(double x);
+  void write_string(std::string_view text);
+  void write_raw_string(std::string_view text);
+  void write_bytes(std::string_view bytes);
+  void write_global(std::string_view module, std::string_view name);
+  void write_list(const Value::Items& items);
+  void write_tuple(const Value::Items& items);
+  void write_ints(const std::vector<std::int64_t>& numbers);
+  void write_dict_items(const Dict& dict);
+  void write_dict(const Dict& dict);
+  void write_device(const std::string& device);
+  void write_tensor(const Tensor& tensor);
+  void write_plain_tensor(const Tensor& tensor, bool requires_grad);
+  void write_meta_tensor(const Tensor& tensor, bool requires_grad);
+  void write_storage(const Tensor& tensor, const StorageRecord& record, std::int64_t number, bool untyped);
+  void write_empty_hooks();
+  void write_flags(const Tensor& tensor);
+  void close_tuple(std::size_t size);
+  void put_memo();
+  void get_memo(std::uint32_t index);
+  bool get_object(const void* identity);
+
+  const StoragePlan& plan_;
+  std::string out_;
+  std::uint64_t opcodes_ = 0;
+  std::uint64_t nodes_ = 0;
+  std::uint64_t repeated_text_ = 0;  // of texts that the memo spared
+  std::uint32_t memo_size_ = 0;
+  std::unordered_map<std::string, std::uint32_t> strings_;
+  std::unordered_map<std::string, std::uint32_t> globals_;
+  std::unordered_map<const void*, std::uint32_t> objects_;
+};
+
+void PickleWriter::check_size() const {
+  const char* too_many = out_.size() + repeated_text_ > kMaxText ? "more than 1 GiB of values besides its tensors"
+                         : nodes_ + 3 > kMaxNodes                ? "more than 16 million values besides its tensors"
+                         : opcodes_ > kMaxOpcodes                ? "more than 64 million values besides its tensors"
+                                                                 : nullptr;
+  if (too_many != nullptr)
+    throw Error(ErrorCode::invalid, fmt::format("the state has {}; put long lists, str and bytes into tensors", too_many));
+}
+
+void PickleWriter::put_memo() {
+  if (memo_size_ < 256) {
+    op(Op::bin_put);
+    put<std::uint8_t>(out_, static_cast<std::uint8_t>(memo_size_));
+  } else {
+    op(Op::long_bin_put);
+    put<std::uint32_t>(out_, memo_size_);
+  }
+  ++memo_size_;
+}
+
+void PickleWriter::get_memo(std::uint32_t index) {
+  if (index < 256) {
+    op(Op::bin_get);
+    put<std::uint8_t>(out_, static_cast<std::uint8_t>(index));
+  } else {
+    op(Op::long_bin_get);
+    put<std::uint32_t>(out_, index);
+  }
+}
+
+bool PickleWriter::get_object(const void* identity) {
+  const auto it = objects_.find(identity);
+  if (it == objects_.end()) return false;
+  get_memo(it->second);
+  return true;
+}
+
+void PickleWriter::write_value(const Value& value) {
+  switch (value.kind()) {
+    case Kind::none: return op(Op::none);
+    case Kind::boolean: return op(value.as_bool() ? Op::new_true : Op::new_false);
+    case Kind::integer: return write_integer(value);
+    case Kind::real: return write_real(value.as_double());
+    case Kind::complex:
+      write_global("__builtin__", "complex");
+      write_real(value.as_complex().real());
+      write_real(value.as_complex().imag());
+      op(Op::tuple2);
+      return op(Op::reduce);
+    case Kind::string: return write_string(value.as_string());
+    case Kind::bytes: return write_bytes(value.as_string());
+    case Kind::bytearray:
+      write_global("__builtin__", "bytearray");
+      write_bytes(value.as_string());
+      op(Op::tuple1);
+      return op(Op::reduce);
+    case Kind::dtype: return write_global("torch", dtype_name(value.as_dtype()));
+    case Kind::device: return write_device(value.as_string());
+    case Kind::layout:
+      write_global("torch.serialization", "_get_layout");
+      write_string(value.as_string());
+      op(Op::tuple1);
+      return op(Op::reduce);
+    default: return write_container(value);
+  }
+}
+
+void PickleWriter::write_container(const Value& value) {
+  // What one handle alone refers to cannot turn up again, and needs no memo entry.
+  const bool shared = value.use_count() > 1;
+  if (shared && get_object(value.identity())) return;
+  switch (value.kind()) {
+    case Kind::list: write_list(value.as_items()); break;
+    case Kind::tuple: write_tuple(value.as_items()); break;
+    case Kind::set:
+      write_global("__builtin__", "set");
+      write_list(value.as_items());
+      op(Op::tuple1);
+      op(Op::reduce);
+      break;
+    case Kind::size:
+      write_global("torch", "Size");
+      write_tuple(value.as_items());
+      op(Op::tuple1);
+      op(Op::reduce);
+      break;
+    case Kind::tensor: write_tensor(value.as_tensor()); break;
+    default: write_dict(value.as_dict());
+  }
+  if (!shared) return;
+  objects_[value.identity()] = memo_size_;
+  put_memo();
+}
+
+void PickleWriter::write_integer(const Value& value) {
+  const BigInt* big = value.as_big_int();
+  if (big == nullptr) return write_small(value.as_int());
+  op(Op::long1);
+  put<std::uint8_t>(out_, static_cast<std::uint8_t>(big->bytes.size()));
+  out_ += big->bytes;
+}
+
+void PickleWriter::write_small(std::int64_t x) {
+  if (x >= 0 && x < 256) {
+    op(Op::bin_int1);
+    return put<std::uint8_t>(out_, static_cast<std::uint8_t>(x));
+  }
+  if (x >= 0 && x < 65536) {
+    op(Op::bin_int2);
+    return put<std::uint16_t>(out_, static_cast<std::uint16_t>(x));
+  }
+  if (x >= INT32_MIN && x <= INT32_MAX) {
+    op(Op::bin_int);
+    return put<std::uint32_t>(out_, static_cast<std::uint32_t>(x));
+  }
+  std::string bytes;
+  put<std::uint64_t>(bytes, static_cast<std::uint64_t>(x));
+  const char sign = x < 0 ? '\xff' : '\0';
+  const auto is_redundant = [&] {
+    const bool next_negative = (static_cast<unsigned char>(bytes[bytes.size() - 2]) & 0x80) != 0;
+    return bytes.back() == sign && next_negative == (x < 0);
+  };
+  while (is_redundant()) bytes.pop_back();
+  op(Op::long1);
+  put<std::uint8_t>(out_, static_cast<std::uint8_t>(bytes.size()));
+  out_ += bytes;
+}
+
+void PickleWriter::write_real(double x) {
+  op(Op::bin_float);
+  put<std::uint64_t>(out_, __builtin_bswap64(std::bit_cast<std::uint64_t>(x)));  // big-endian
+}
+
+void PickleWriter::write_raw_string(std::string_view text) {
+  op(Op::bin_unicode);
+  put<std::uint32_t>(out_, static_cast<std::uint32_t>(text.size()));
+  out_ += text;
+}
+
+void PickleWriter::write_string(std::string_view text) {
+  const auto [it, fresh] = strings_.try_emplace(std::string(text), memo_size_);
+  if (!fresh) {
+    repeated_text_ += text.size();
+    return get_memo(it->second);
+  }
+  write_raw_string(text);
+  put_memo();
+}
+
+// Protocol 2 has no bytes: they go as a str of the same code points, encoded as latin1 when read. Python itself
+// writes b"" as a call of bytes(), which weights_only refuses; this form it takes.
+void PickleWriter::write_bytes(std::string_view bytes) {
+  std::string text;
+  text.reserve(bytes.size() + bytes.size() / 2);
+  for (const char c : bytes) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (byte >= 0x80) text.push_back(static_cast<char>(0xC0 | (byte >> 6)));
+    text.push_back(static_cast<char>(byte >= 0x80 ? 0x80 | (byte & 0x3F) : byte));
+  }
+  write_global("_codecs", "encode");
+  write_raw_string(text);
+  write_string("latin1");
+  op(Op::tuple2);
+  op(Op::reduce);
+}
+
+void PickleWriter::write_global(std::string_view module, std::string_view name) {
+  const auto [it, fresh] = globals_.try_emplace(fmt::format("{}\n{}\n", module, name), memo_size_);
+  if (!fresh) return get_memo(it->second);
+  op(Op::global);
+  out_ += it->first;
+  put_memo();
+}
+
+void PickleWriter::write_list(const Value::Items& items) {
+  op(Op::empty_list);
+  for (std::size_t i = 0; i < items.size(); i += kBatch) {
+    const std::size_t end = std::min(i + kBatch, items.size());
+    op(Op::mark);
+    for (std::size_t j = i; j < end; ++j) write_value(items[j]);
+    op(Op::appends);
+  }
+}
+
+void PickleWriter::close_tuple(std::size_t size) {
+  constexpr Op kShort[] = {Op::empty_tuple, Op::tuple1, Op::tuple2, Op::tuple3};
+  op(size < std::size(kShort) ? kShort[size] : Op::tuple);
+}
+
+void PickleWriter::write_tuple(const Value::Items& items) {
+  if (items.size() > 3) op(Op::mark);
+  for (const Value& item : items) write_value(item);
+  close_tuple(items.size());
+}
+
+void PickleWriter::write_ints(const std::vector<std::int64_t>& numbers) {
+  if (numbers.size() > 3) op(Op::mark);
+  for (const std::int64_t x : numbers) write_small(x);
+  close_tuple(numbers.size());
+}
+
+void PickleWriter::write_dict_items(const Dict& dict) {
+  const auto& entries = dict.entries();
+  for (std::size_t i = 0; i < entries.size(); i += kBatch) {
+    const std::size_t end = std::min(i + kBatch, entries.size());
+    op(Op::mark);
+    for (std::size_t j = i; j < end; ++j) {
+      write_value(entries[j].first);
+      write_value(entries[j].second);
+    }
+    op(Op::set_items);
+  }
+}
+
+void PickleWriter::write_dict(const Dict& dict) {
+  if (dict.kind() == Kind::counter) write_global("collections", "Counter");
+  if (dict.kind() == Kind::ordered_dict) write_empty_hooks();
+  else op(Op::empty_dict);
+  write_dict_items(dict);
+  if (dict.kind() == Kind::counter) {
+    op(Op::tuple1);
+    op(Op::reduce);
+  }
+  if (dict.attributes()) {
+    op(Op::empty_dict);
+    write_dict_items(*dict.attributes());
+    op(Op::build);
+  }
+}
+
+// OrderedDict(): also what stands for "no backward hooks" in every tensor.
+void PickleWriter::write_empty_hooks() {
+  write_global("collections", "OrderedDict");
+  op(Op::empty_tuple);
+  op(Op::reduce);
+}
+
+void PickleWriter::write_device(const std::string& device) {
+  write_global("torch", "device");
+  const std::size_t colon = device.find(':');
+  write_string(device.substr(0, colon));
+  if (colon == device.npos) {
+    op(Op::tuple1);
+  } else {
+    std::int64_t index = 0;
+    std::from_chars(device.data() + colon + 1, device.data() + device.size(), index);
+    write_small(index);
+    op(Op::tuple2);
+  }
+  op(Op::reduce);
+}
+
+void PickleWriter::write_tensor(const Tensor& tensor) {
+  const bool meta = tensor.storage->device == "meta";
+  const auto write_inner = [&](bool requires_grad) {
+    if (meta) write_meta_tensor(tensor, requires_grad);
+    else write_plain_tensor(tensor, requires_grad);
+  };
+  if (!tensor.parameter) return write_inner(tensor.requires_grad);
+  write_global("torch._utils", "_rebuild_parameter");
+  write_inner(false);
+  op(tensor.requires_grad ? Op::new_true : Op::new_false);
+  write_empty_hooks();
+  op(Op::tuple3);
+  op(Op::reduce);
+}
+
+void PickleWriter::write_meta_tensor(const Tensor& tensor, bool requires_grad) {
+  write_global("torch._utils", "_rebuild_meta_tensor_no_storage");
+  op(Op::mark);
+  write_global("torch", dtype_name(tensor.dtype));
+  write_ints(tensor.shape);
+  write_ints(tensor.strides);
+  op(requires_grad ? Op::new_true : Op::new_false);
+  op(Op::tuple);
+  op(Op::reduce);
+}
+
+void PickleWriter::write_plain_tensor(const Tensor& tensor, bool requires_grad) {
+  const std::int64_t number = plan_.record_of(tensor);
+  const StorageRecord& record = plan_.records()[static_cast<std::size_t>(number)];
+  const bool untyped = needs_untyped_storage(tensor.dtype, record);
+  write_global("torch._utils", untyped ? "_rebuild_tensor_v3" : "_rebuild_tensor_v2");
+  op(Op::mark);
+  write_storage(tensor, record, number, untyped);
+  write_small(plan_.storage_offset(tensor));
+  write_ints(tensor.shape);
+  write_ints(tensor.strides);
+  op(requires_grad ? Op::new_true : Op::new_false);
+  write_empty_hooks();
+  if (untyped) write_global("torch", dtype_name(tensor.dtype));
+  write_flags(tensor);
+  op(Op::tuple);
+  op(Op::reduce);
+}
+
+void PickleWriter::write_storage(const Tensor& tensor, const StorageRecord& record, std::int64_t number, bool untyped) {
+  op(Op::mark);
+  write_string("storage");
+  if (untyped) write_global("torch.storage", "UntypedStorage");
+  else write_global("torch", storage_class(tensor.dtype));
+  write_string(fmt::format("{}", number));
+  write_string(record.storage->device);
+  write_small(static_cast<std::int64_t>(untyped ? record.size : record.size / itemsize(tensor.dtype)));
+  op(Op::tuple);
+  op(Op::bin_pers_id);
+}
+
+void PickleWriter::write_flags(const Tensor& tensor) {
+  if (!tensor.conj && !tensor.neg) return;
+  op(Op::empty_dict);
+  for (const auto& [name, set] : {std::pair{"conj", tensor.conj}, std::pair{"neg", tensor.neg}}) {
+    if (!set) continue;
+    write_string(name);
+    op(Op::new_true);
+    op(Op::set_item);
+  }
+}
+
+}  // namespace
+
+bool needs_untyped_storage(DType dtype, const StorageRecord& record) noexcept {
+  return record.mixed || storage_class(dtype).empty();
+}
+
+std::string write_pickle(const Value& state, const StoragePlan& plan) { return PickleWriter(plan).write(state); }
+
+std::string_view storage_class(DType dtype) noexcept {
+  switch (dtype) {
+    case DType::float64: return "DoubleStorage";
+    case DType::float32: return "FloatStorage";
+    case DType::float16: return "HalfStorage";
+    case DType::bfloat16: return "BFloat16Storage";
+    case DType::complex128: return "ComplexDoubleStorage";
+    case DType::complex64: return "ComplexFloatStorage";
+    case DType::int64: return "LongStorage";
+    case DType::int32: return "IntStorage";
+    case DType::int16: return "ShortStorage";
+    case DType::int8: return "CharStorage";
+    case DType::uint8: return "ByteStorage";
+    case DType::boolean: return "BoolStorage";
+    default: return {};
+  }
+}
+
+}  // namespace perdure::format

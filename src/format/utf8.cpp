@@ -1,0 +1,39 @@
+#include "format/utf8.hpp"
+
+namespace perdure::format {
+namespace {
+
+std::size_t sequence_length(unsigned char first) {
+  if (first < 0x80) return 1;
+  if (first >= 0xC2 && first < 0xE0) return 2;
+  if (first >= 0xE0 && first < 0xF0) return 3;
+  return first >= 0xF0 && first < 0xF5 ? 4 : 0;
+}
+
+}  // namespace
+
+CodePoint code_point(std::string_view text, std::size_t at) noexcept {
+  const auto first = static_cast<unsigned char>(text[at]);
+  const std::size_t length = sequence_length(first);
+  if (length == 0 || length > text.size() - at) return {};
+  std::uint32_t value = length == 1 ? first : first & (0x7Fu >> length);
+  for (std::size_t i = 1; i < length; ++i) {
+    const auto next = static_cast<unsigned char>(text[at + i]);
+    if ((next & 0xC0) != 0x80) return {};
+    value = (value << 6) | (next & 0x3Fu);
+  }
+  const bool overlong = (length == 3 && value < 0x800) || (length == 4 && value < 0x10000);
+  if (overlong || value > 0x10FFFF) return {};
+  return {value, length};
+}
+
+bool is_utf8(std::string_view text) noexcept {
+  for (std::size_t at = 0; at < text.size();) {
+    const std::size_t length = code_point(text, at).length;
+    if (length == 0) return false;
+    at += length;
+  }
+  return true;
+}
+
+}  // namespace perdure::format
