@@ -1,0 +1,50 @@
+// An open file: whole reads and writes, and errors that name the path.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <perdure/file.hpp>
+#include <string>
+
+#include "io/unique_fd.hpp"
+
+namespace perdure::io {
+
+class File {
+ public:
+  File(System& system, UniqueFd fd, std::string path)
+      : system_(&system), fd_(std::move(fd)), path_(std::move(path)) {}
+
+  int fd() const noexcept { return fd_.get(); }
+  const std::string& path() const noexcept { return path_; }
+  System& system() const noexcept { return *system_; }
+
+  struct stat status() const;
+  // Fills `into`. Error(io) where the file ends before that.
+  void read(std::uint64_t offset, MutableBytes into) const;
+  // Writes all of `bytes`. `needed` is for the text of Error(full): the size that the file was to
+  // have.
+  void write(std::uint64_t offset, ConstBytes bytes, std::uint64_t needed) const;
+  // Makes room for `size` bytes where the file system can; Error(full) where they are not to be
+  // had.
+  void reserve(std::uint64_t size) const;
+  // After an error the pages are marked clean and a second call would lie: the file must be given
+  // up.
+  void sync(std::uint64_t needed) const;
+  void close();  // reports what only close can know (NFS)
+
+ private:
+  System* system_;
+  UniqueFd fd_;
+  std::string path_;
+};
+
+// `fd` as a Source. Error(io) for a directory, Error(invalid) for anything else that is not a
+// regular file.
+std::shared_ptr<Source> make_source(File file);
+// As perdure::open_source, through `system`; relative to `directory`, and without following a link
+// where `extra_flags` says so. `shown` is the path for messages.
+std::shared_ptr<Source> open_source(System& system, int directory, const char* name,
+                                    int extra_flags, std::string shown);
+
+}  // namespace perdure::io
