@@ -1,0 +1,157 @@
+#include <fmt/format.h>
+
+#include <cstdio>
+#include <perdure/checkpoint_manager.hpp>
+#include <set>
+
+#include "engine/checkpoint_name.hpp"
+#include "engine/manager_parts.hpp"
+#include "storage/local_storage.hpp"
+
+namespace perdure {
+namespace {
+
+void print_warning(const std::string& text) {
+  std::fprintf(stderr, "perdure: warning: %s\n", text.c_str());
+}
+
+ManagerOptions checked(ManagerOptions options) {
+  if (options.keep_last == 0)
+    throw Error(ErrorCode::invalid, "keep_last is 0; at least the newest checkpoint is kept: 1");
+  for (const Best& best : options.keep_best) {
+    if (best.metric.empty())
+      throw Error(ErrorCode::invalid, "keep_best needs the name of a metric");
+    if (best.count == 0)
+      throw Error(ErrorCode::invalid,
+                  fmt::format("keep_best of '{}' has count 0; leave it out instead", best.metric));
+  }
+  if (!options.warning) options.warning = print_warning;
+  return options;
+}
+
+}  // namespace
+
+CheckpointManager::Parts::Parts(std::shared_ptr<storage::Storage> where, ManagerOptions with)
+    : storage(std::move(where)),
+      run(storage),
+      options(checked(std::move(with))),
+      directory(storage->describe("")),
+      owner(io::real_system().process_id()) {
+  storage->lock();
+  try {
+    for (const std::string& name : storage->collect_debris())
+      run.use_generation(engine::generation_in(name));
+    run.scan();
+  } catch (...) {
+    storage->unlock();
+    throw;
+  }
+}
+
+// In a forked child this only closes descriptors: the lock is the parent's, and stays so.
+CheckpointManager::Parts::~Parts() { storage->unlock(); }
+
+void CheckpointManager::Parts::require_usable() const {
+  if (io::real_system().process_id() != owner)
+    throw Error(
+        ErrorCode::invalid,
+        fmt::format("the CheckpointManager of '{}' belongs to process {}: a forked child cannot "
+                    "use it; open one in the process that saves",
+                    directory.string(), owner));
+  if (closed)
+    throw Error(ErrorCode::invalid,
+                fmt::format("the CheckpointManager of '{}' is closed", directory.string()));
+}
+
+void CheckpointManager::Parts::throw_unseen() {
+  std::exception_ptr first;
+  for (const auto& state : std::exchange(failed, {}))
+    if (const std::exception_ptr error = state->take_unseen(); error && !first) first = error;
+  if (first) std::rethrow_exception(first);
+}
+
+CheckpointManager::CheckpointManager(const std::filesystem::path& directory, ManagerOptions options)
+    : CheckpointManager(storage::LocalStorage::create_run(io::real_system(), directory),
+                        std::move(options)) {}
+
+CheckpointManager::CheckpointManager(std::shared_ptr<storage::Storage> storage,
+                                     ManagerOptions options)
+    : parts_(std::make_unique<Parts>(std::move(storage), std::move(options))) {}
+
+// Every failed save was told when it failed (see save): there is nothing left to say here, and
+// nothing in flight.
+CheckpointManager::~CheckpointManager() = default;
+
+std::vector<Checkpoint> CheckpointManager::checkpoints() const {
+  parts_->require_usable();
+  return parts_->run.checkpoints();
+}
+
+std::optional<Checkpoint> CheckpointManager::latest() const {
+  parts_->require_usable();
+  return parts_->run.newest();
+}
+
+// The steps stand in the names, so that these two need to open no file.
+std::optional<std::int64_t> CheckpointManager::latest_step() const {
+  parts_->require_usable();
+  const auto found = parts_->run.find();
+  if (found.empty()) return std::nullopt;
+  return found.front().number.step;
+}
+
+std::vector<std::int64_t> CheckpointManager::all_steps() const {
+  parts_->require_usable();
+  std::set<std::int64_t> steps;
+  for (const auto& found : parts_->run.find()) steps.insert(found.number.step);
+  return {steps.begin(), steps.end()};
+}
+
+std::optional<std::int64_t> CheckpointManager::best_step(const std::string& metric) const {
+  parts_->require_usable();
+  Mode mode = Mode::min;
+  for (const Best& best : parts_->options.keep_best)
+    if (best.metric == metric) mode = best.mode;
+  const auto checkpoints = parts_->run.checkpoints();
+  const auto order = engine::ranked(checkpoints, metric, mode);
+  if (order.empty()) return std::nullopt;
+  return order.front()->step();
+}
+
+const std::filesystem::path& CheckpointManager::directory() const { return parts_->directory; }
+
+void CheckpointManager::wait() {
+  parts_->require_usable();
+  parts_->throw_unseen();
+}
+
+// The lock is given up in any case: an error of a save is no reason to hold on to the directory.
+void CheckpointManager::close() {
+  if (parts_->closed) return;
+  parts_->require_usable();
+  parts_->closed = true;
+  parts_->storage->unlock();
+  parts_->throw_unseen();
+}
+
+std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& directory) {
+  const std::shared_ptr<storage::Storage> storage =
+      storage::LocalStorage::open_folder(io::real_system(), directory);
+  std::vector<ListedCheckpoint> listed;
+  for (const engine::FoundCheckpoint& found : engine::RunDirectory(storage).find()) {
+    ListedCheckpoint item{{storage->describe(found.name), found.size, {}}, ""};
+    item.checkpoint.info.step = found.number.step;
+    item.checkpoint.info.generation = found.number.generation;
+    try {
+      item.checkpoint =
+          engine::describe(*storage, found, CheckpointFile::open(storage->open(found.name), true));
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::not_found) continue;  // pruned meanwhile
+      item.problem = error.what();
+    }
+    listed.push_back(std::move(item));
+  }
+  return listed;
+}
+
+}  // namespace perdure

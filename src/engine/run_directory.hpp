@@ -1,0 +1,69 @@
+// The checkpoints in a run's storage: found by their names, ordered by generation, described by
+// their records.
+//
+// The name decides: where a file was renamed by hand, its step and generation are those of the
+// name.
+#pragma once
+
+#include <map>
+#include <memory>
+#include <perdure/checkpoint_manager.hpp>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "engine/checkpoint_name.hpp"
+#include "storage/storage.hpp"
+
+namespace perdure::engine {
+
+struct FoundCheckpoint {
+  std::string name;
+  CheckpointName number;
+  std::uint64_t size = 0;
+};
+
+// What the manager and tools say of a file: the record's content under the name's numbers.
+Checkpoint describe(const storage::Storage& storage, const FoundCheckpoint& found,
+                    const CheckpointFile& file);
+
+class RunDirectory {
+ public:
+  explicit RunDirectory(std::shared_ptr<storage::Storage> storage) : storage_(std::move(storage)) {}
+
+  storage::Storage& storage() const noexcept { return *storage_; }
+
+  // Takes note of every generation in a name or a record that is here. Once, at the start.
+  void scan();
+  // Newest first, by their names.
+  std::vector<FoundCheckpoint> find_all() const;
+  std::vector<FoundCheckpoint> find() const;  // without those that are known to be damaged
+  // The full names of those that were set aside, by anyone, ever.
+  std::vector<std::string> set_aside_names() const;
+  // find(), with their records. What turns out damaged, or is gone meanwhile, is left out; other
+  // errors are thrown.
+  std::vector<Checkpoint> checkpoints();
+  // The same, without those that cannot be read for whatever reason: what retention may count and
+  // touch.
+  std::vector<Checkpoint> readable();
+  std::optional<Checkpoint> newest();
+
+  // Renames a damaged one to a name that no retention counts. Returns the new name in full.
+  std::string set_aside(const FoundCheckpoint& found);
+  std::uint64_t next_generation() const;          // above every one that is in use
+  void use_generation(std::uint64_t generation);  // it may be in a file somewhere: never again
+  void add(const Checkpoint& checkpoint,
+           const std::string& name);  // just saved: its record need not be read
+  void prune(const std::vector<std::uint64_t>& generations);
+
+ private:
+  Checkpoint read(const FoundCheckpoint& found);
+
+  std::shared_ptr<storage::Storage> storage_;
+  std::map<std::string, Checkpoint>
+      read_;  // by name; a file of another size under that name is read anew
+  std::set<std::string> damaged_;
+  std::uint64_t highest_used_ = 0;
+};
+
+}  // namespace perdure::engine

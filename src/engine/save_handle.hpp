@@ -1,0 +1,27 @@
+// What a SaveHandle refers to: written once by the save, read by any number of threads.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <perdure/checkpoint_manager.hpp>
+
+namespace perdure {
+
+struct SaveHandle::State {
+  mutable std::mutex mutex;
+  std::condition_variable finished;
+  bool done = false;
+  bool skipped = false;
+  bool seen = false;  // somebody was given the error: wait() and close() of the manager need not
+                      // throw it again
+  std::exception_ptr error;
+  std::optional<Checkpoint> checkpoint;
+  SaveStats stats;
+
+  void succeed(Checkpoint saved, const SaveStats& statistics);
+  void fail(std::exception_ptr failure, const SaveStats& statistics);
+  void rethrow_if_failed();          // once done; the error counts as seen
+  std::exception_ptr take_unseen();  // null where there is none; it counts as seen
+};
+
+}  // namespace perdure

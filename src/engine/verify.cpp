@@ -1,0 +1,93 @@
+#include <fmt/format.h>
+
+#include <map>
+
+#include "engine/file_records.hpp"
+#include "format/decoder.hpp"
+
+namespace perdure {
+namespace {
+
+using engine::FileRecords;
+
+class Verifier {
+ public:
+  explicit Verifier(std::shared_ptr<const Source> source) : source_(std::move(source)) { report_.path = source_->name(); }
+
+  VerifyReport run() {
+    guarded("", [&] { records_.emplace(source_); });
+    if (!records_) return finish();
+    guarded(".perdure/checkpoint.json", [&] { records_->read_info(); });
+    guarded(".perdure/index", [&] { index_ = records_->read_index(); });
+    guarded("data.pkl", [&] { read_structure(); });
+    for (const auto& record : records_->records()) check_record(record);
+    return finish();
+  }
+
+ private:
+  // Damage becomes a finding; anything else (permission, a newer format) is not ours to judge and goes on up.
+  template <class F>
+  void guarded(const std::string& record, F&& step) {
+    try {
+      step();
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::corrupt) throw;
+      report_.findings.push_back({record, "", 0, error.what()});
+      known_bad_[record] = true;
+    }
+  }
+
+  void read_structure() {
+    const std::string pickle = records_->read_required("data.pkl");
+    const auto size = [&](std::string_view key) -> std::optional<std::uint64_t> {
+      const auto* record = records_->find(fmt::format("data/{}", key));
+      return record == nullptr ? std::nullopt : std::optional(record->size);
+    };
+    const format::Decoded decoded =
+        engine::with_file_name(*source_, [&] { return format::decode(format::read_pickle(pickle), size, true); });
+    engine::for_each_tensor(decoded.value, [&](const KeyPath& path, const Tensor& tensor) {
+      ++report_.tensors;
+      if (tensor.storage->record < 0) return;
+      auto& names = tensors_["data/" + decoded.keys[static_cast<std::size_t>(tensor.storage->record)]];
+      names += (names.empty() ? "" : ", ") + format_path(path);
+    });
+    if (index_ && index_->storages.size() != decoded.storages.size())
+      throw Error(ErrorCode::corrupt, ".perdure/index has another number of storages than data.pkl");
+  }
+
+  void name_tensors_from_index() {
+    if (!tensors_.empty() || !index_) return;
+    for (const auto& tensor : index_->tensors)
+      if (tensor.record >= 0) tensors_[fmt::format("data/{}", tensor.record)] += format_path(tensor.path) + " ";
+  }
+
+  void check_record(const CheckpointFile::Record& record) {
+    report_.bytes += record.size;
+    if (known_bad_.contains(record.name)) return;
+    for (const auto& block : records_->check(record, index_, {})) {
+      name_tensors_from_index();
+      report_.findings.push_back({record.name, tensors_[record.name], block.offset,
+                                  fmt::format("{} bytes at offset {} do not have the checksum that they were written with", block.size, block.offset)});
+    }
+  }
+
+  VerifyReport finish() {
+    using State = VerifyReport::State;
+    report_.state = !report_.findings.empty() ? State::damaged : records_->has_checksums() ? State::good : State::unchecked;
+    return std::move(report_);
+  }
+
+  std::shared_ptr<const Source> source_;
+  std::optional<FileRecords> records_;
+  std::optional<format::BlockIndex> index_;
+  std::map<std::string, bool> known_bad_;
+  std::map<std::string, std::string> tensors_;  // record -> places of the tensors in it
+  VerifyReport report_;
+};
+
+}  // namespace
+
+VerifyReport verify(std::shared_ptr<const Source> source) { return Verifier(std::move(source)).run(); }
+VerifyReport verify(const std::filesystem::path& path) { return verify(open_source(path)); }
+
+}  // namespace perdure
