@@ -1,0 +1,261 @@
+// The LibTorch adapter: torch's tensors, modules, optimizers, schedulers and generators in a
+// checkpoint.
+//
+// Header-only; link perdure::torch and your own LibTorch. What it writes has the form that Python's
+// objects give and take: a state_dict made here goes into Python's load_state_dict, and the other
+// way round.
+//
+//   perdure::Value v = tensor;             // any strided at::Tensor is a Value
+//   at::Tensor t = perdure::to_tensor(v);  // and comes back
+//
+//   perdure::Value v = perdure::state_dict(x);  // a module, an optimizer, a StepLR, a generator
+//   perdure::load_state_dict(x, v);
+//
+//   state.add("model", model);  // a TrainingState takes all of them, and the RNG with them
+//
+// A state_dict looks into the live tensors, it copies none (but those on a GPU): save it before the
+// next step. A load_state_dict checks everything first; where anything does not fit, Error(invalid)
+// lists every line and nothing has changed. Nothing here is synchronised: call it from the thread
+// that trains.
+#pragma once
+
+#include <torch/cuda.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <limits>
+#include <mutex>
+#include <perdure/torch/module.hpp>
+#include <perdure/torch/optimizer.hpp>
+#include <perdure/torch/optimizer_names.hpp>
+#include <perdure/torch/tensor.hpp>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace perdure {
+
+// --- Random number generators ---
+//
+// The state is a uint8 tensor with the bytes that torch.Generator.get_state() gives in Python.
+
+inline Value state_dict(at::Generator generator) {
+  const std::lock_guard lock(generator.mutex());
+  return Value(generator.get_state());
+}
+
+namespace detail {
+
+inline void check_generator(const at::Generator& generator, const Value& value,
+                            Problems& problems) {
+  if (value.kind() != Kind::tensor || value.as_tensor().dtype != DType::uint8) {
+    problems.push_back("a generator's state is a uint8 tensor, in the file it is " +
+                       describe_value(value));
+    return;
+  }
+  const auto size = state_dict(generator).as_tensor().numel();
+  if (value.as_tensor().numel() != size)
+    problems.push_back("a generator's state of " + std::to_string(value.as_tensor().numel()) +
+                       " bytes in the file, one on " + generator.device().str() + " has " +
+                       std::to_string(size));
+}
+
+inline Value cuda_rng_state() {
+  Value::Items states;
+  for (c10::DeviceIndex i = 0; i < static_cast<c10::DeviceIndex>(torch::cuda::device_count()); ++i)
+    states.push_back(state_dict(at::globalContext().defaultGenerator({at::kCUDA, i})));
+  return Value::list(std::move(states));
+}
+
+}  // namespace detail
+
+inline void load_state_dict(at::Generator& generator, const Value& value) {
+  Problems problems;
+  detail::check_generator(generator, value, problems);
+  detail::throw_if_any(problems, "the random number generator");
+  const std::lock_guard lock(generator.mutex());
+  generator.set_state(detail::host_tensor(value.as_tensor()).contiguous().clone());
+}
+
+namespace detail {
+
+// A file with states of more GPUs than there are here, or of fewer, restores those that both sides
+// have, as torch.cuda.set_rng_state_all does. The GPU paths follow torch's documentation; the tests
+// run on the CPU.
+inline void load_cuda_rng_state(const Value& value) {
+  const auto& states = value.as_items();
+  const std::size_t count =
+      std::min(states.size(), static_cast<std::size_t>(torch::cuda::device_count()));
+  for (std::size_t i = 0; i < count; ++i) {
+    at::Generator generator =
+        at::globalContext().defaultGenerator({at::kCUDA, static_cast<c10::DeviceIndex>(i)});
+    load_state_dict(generator, states[i]);
+  }
+}
+
+// The default generators, under the names that Python's TrainingState uses too.
+inline void attach_rng(TrainingState& state) {
+  state.add_rng({"torch", [] { return state_dict(at::globalContext().defaultGenerator(at::kCPU)); },
+                 [](const Value& value) {
+                   at::Generator generator = at::globalContext().defaultGenerator(at::kCPU);
+                   load_state_dict(generator, value);
+                 }});
+  if (torch::cuda::is_available()) state.add_rng({"cuda", cuda_rng_state, load_cuda_rng_state});
+}
+
+// --- StepLR ---
+//
+// LibTorch's schedulers have neither accessors nor serialization. C++ waives access checks for the
+// names in an explicit instantiation ([temp.spec.general]), so a template instantiated with a
+// pointer to the private member may hand it on through a friend. `extern` makes it a declaration,
+// which any number of files may repeat.
+template <class Tag, auto Member>
+struct Reveal {
+  friend constexpr auto reveal(Tag) { return Member; }
+};
+struct StepSizeTag {
+  friend constexpr auto reveal(StepSizeTag);
+};
+struct GammaTag {
+  friend constexpr auto reveal(GammaTag);
+};
+extern template struct Reveal<StepSizeTag, &torch::optim::StepLR::step_size_>;
+extern template struct Reveal<GammaTag, &torch::optim::StepLR::gamma_>;
+
+// Protected members are open to a derived class by name.
+struct SchedulerMembers : torch::optim::LRScheduler {
+  static constexpr auto step_count() { return &SchedulerMembers::step_count_; }
+  static constexpr auto learning_rates() { return &SchedulerMembers::get_current_lrs; }
+};
+
+inline void check_step_lr(const torch::optim::StepLR& scheduler, const Value& value,
+                          Problems& problems) {
+  if (!value.contains("step_size") || !value.contains("last_epoch") || !value.contains("gamma")) {
+    problems.push_back("not the state of a StepLR: it has step_size, gamma and last_epoch");
+    return;
+  }
+  const std::int64_t step_size = scheduler.*reveal(StepSizeTag{});
+  const double gamma = scheduler.*reveal(GammaTag{});
+  if (value["step_size"].as_int() != step_size)
+    problems.push_back("step_size " + repr(value["step_size"]) + " in the file, " +
+                       std::to_string(step_size) +
+                       " here: construct the StepLR with that of the file");
+  if (value["gamma"].as_double() != gamma)
+    problems.push_back("gamma " + repr(value["gamma"]) + " in the file, " + repr(Value(gamma)) +
+                       " here: construct the StepLR with that of the file");
+  const std::int64_t epoch = value["last_epoch"].as_int();
+  if (epoch < -1 || epoch >= std::numeric_limits<unsigned>::max())
+    problems.push_back("last_epoch " + std::to_string(epoch) + " is out of range");
+}
+
+}  // namespace detail
+
+// The state of Python's StepLR but what LibTorch does not know (base_lrs), which Python's keeps as
+// it is. Python's scheduler makes a first step when it is constructed and LibTorch's does not, so
+// that LibTorch's learning rate falls one step later. Its count of steps is therefore Python's
+// _step_count, last_epoch + 1: whoever takes over goes on with the schedule that the run began
+// with.
+inline Value state_dict(const torch::optim::StepLR& scheduler) {
+  const std::int64_t count = scheduler.*detail::SchedulerMembers::step_count();
+  Value::Items rates;
+  for (double rate : (scheduler.*detail::SchedulerMembers::learning_rates())())
+    rates.emplace_back(rate);
+  return Dict{{"step_size", static_cast<std::int64_t>(scheduler.*reveal(detail::StepSizeTag{}))},
+              {"gamma", scheduler.*reveal(detail::GammaTag{})},
+              {"last_epoch", count - 1},
+              {"_step_count", count},
+              {"_last_lr", Value::list(std::move(rates))}};
+}
+
+// The learning rates themselves are the optimizer's and come back with it.
+inline void load_state_dict(torch::optim::StepLR& scheduler, const Value& value) {
+  Problems problems;
+  detail::check_step_lr(scheduler, value, problems);
+  detail::throw_if_any(problems, "the StepLR");
+  scheduler.*detail::SchedulerMembers::step_count() =
+      static_cast<unsigned>(value["last_epoch"].as_int() + 1);
+}
+
+// --- How they take part in a TrainingState ---
+
+template <detail::ModuleLike T>
+struct Adapter<T> {
+  static constexpr Role role = Role::module;
+  static Value state_dict(const T& x) { return perdure::state_dict(x); }
+  static void load_state_dict(T& x, const Value& value) { perdure::load_state_dict(x, value); }
+  static void check(const T& x, const Value& value, Problems& problems) {
+    detail::match_module(detail::module_of(x), value, problems);
+  }
+  static std::vector<ParameterName> parameters(const T& x) {
+    return detail::parameter_names(detail::module_of(x));
+  }
+  static void attach(TrainingState& state) { detail::attach_rng(state); }
+};
+
+template <std::derived_from<torch::optim::Optimizer> T>
+struct Adapter<T> {
+  static constexpr Role role = Role::optimizer;
+  static Value state_dict(const T& x) { return perdure::state_dict(x); }
+  static void load_state_dict(T& x, const Value& value) { perdure::load_state_dict(x, value); }
+  static void check(const T& x, const Value& value, Problems& problems) {
+    detail::check_optimizer(x, value, problems);
+  }
+  static CheckpointInfo::Optimizer describe(const T& x, const std::vector<ParameterName>& names) {
+    return detail::describe_optimizer(x, names);
+  }
+  static Value align(const T& x, const Value& value, const CheckpointInfo::Optimizer& recorded,
+                     const std::vector<ParameterName>& names, Problems& problems) {
+    return detail::align_optimizer(x, value, recorded, names, problems);
+  }
+  static void attach(TrainingState& state) { detail::attach_rng(state); }
+};
+
+template <>
+struct Adapter<torch::optim::StepLR> {
+  using T = torch::optim::StepLR;
+  static constexpr Role role = Role::other;
+  static Value state_dict(const T& x) { return perdure::state_dict(x); }
+  static void load_state_dict(T& x, const Value& value) { perdure::load_state_dict(x, value); }
+  static void check(const T& x, const Value& value, Problems& problems) {
+    detail::check_step_lr(x, value, problems);
+  }
+  static void attach(TrainingState& state) { detail::attach_rng(state); }
+};
+
+template <>
+struct Adapter<at::Generator> {
+  static constexpr Role role = Role::other;
+  static Value state_dict(const at::Generator& x) { return perdure::state_dict(x); }
+  static void load_state_dict(at::Generator& x, const Value& value) {
+    perdure::load_state_dict(x, value);
+  }
+  static void check(const at::Generator& x, const Value& value, Problems& problems) {
+    detail::check_generator(x, value, problems);
+  }
+  static void attach(TrainingState& state) { detail::attach_rng(state); }
+};
+
+// A tensor by itself: an exponential average, a learned temperature. Its bytes come back into the
+// same tensor.
+template <>
+struct Adapter<at::Tensor> {
+  static constexpr Role role = Role::other;
+  static Value state_dict(const at::Tensor& x) { return Value(x); }
+  static void load_state_dict(at::Tensor& x, const Value& value) {
+    Problems problems;
+    check(x, value, problems);
+    detail::throw_if_any(problems, "the tensor");
+    const at::NoGradGuard no_grad;
+    x.copy_(detail::host_tensor(value.as_tensor()));
+  }
+  static void check(const at::Tensor& x, const Value& value, Problems& problems) {
+    if (const std::string problem = detail::compare_tensor(value, x); !problem.empty())
+      problems.push_back(problem);
+  }
+  static std::vector<ParameterName> parameters(const at::Tensor& x) {
+    return {{x.unsafeGetTensorImpl(), ""}};
+  }
+  static void attach(TrainingState& state) { detail::attach_rng(state); }
+};
+
+}  // namespace perdure

@@ -1,0 +1,248 @@
+// torch::nn modules. Part of perdure/torch.hpp: include that.
+#pragma once
+
+#include <torch/nn/module.h>
+#include <torch/nn/modules/batchnorm.h>
+#include <torch/nn/modules/instancenorm.h>
+
+#include <memory>
+#include <perdure/torch/tensor.hpp>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+namespace perdure {
+
+namespace detail {
+
+template <class T>
+struct IsModulePointer : std::false_type {};
+template <std::derived_from<torch::nn::Module> T>
+struct IsModulePointer<std::shared_ptr<T>> : std::true_type {};
+
+// A module, a holder such as torch::nn::Linear, or a shared_ptr to a module.
+template <class T>
+concept ModuleLike = std::derived_from<T, torch::nn::Module> ||
+                     torch::detail::is_module_holder<T>::value || IsModulePointer<T>::value;
+
+// The module itself; const only where x is a module and const.
+template <class T>
+  requires ModuleLike<std::remove_const_t<T>>
+auto& module_of(T& x) {
+  if constexpr (std::derived_from<T, torch::nn::Module>) {
+    return x;
+  } else if constexpr (IsModulePointer<std::remove_const_t<T>>::value) {
+    if (x == nullptr) throw Error(ErrorCode::invalid, "the pointer to a module is null");
+    return *x;
+  } else {
+    return *x.ptr();
+  }
+}
+
+// Calls f(key, tensor, is_parameter) in the order of Python's state_dict: a module's own
+// parameters, its own buffers, then its children. What is registered twice is there twice.
+template <class F>
+void for_each_tensor(const torch::nn::Module& module, const std::string& prefix, const F& f) {
+  for (const auto& item : module.named_parameters(/*recurse=*/false))
+    f(prefix + item.key(), item.value(), true);
+  for (const auto& item : module.named_buffers(/*recurse=*/false))
+    f(prefix + item.key(), item.value(), false);
+  for (const auto& item : module.named_children())
+    if (item.value() != nullptr) for_each_tensor(*item.value(), prefix + item.key() + ".", f);
+}
+
+template <class... M>
+bool is_any_of(const torch::nn::Module& module) {
+  return ((dynamic_cast<const M*>(&module) != nullptr) || ...);
+}
+
+// The _version of the Python class. The norms with running statistics are at 2: below that,
+// Python's load_state_dict would take the file for one from before num_batches_tracked.
+inline std::int64_t module_version(const torch::nn::Module& module) {
+  namespace nn = torch::nn;
+  return is_any_of<nn::BatchNorm1dImpl, nn::BatchNorm2dImpl, nn::BatchNorm3dImpl,
+                   nn::InstanceNorm1dImpl, nn::InstanceNorm2dImpl, nn::InstanceNorm3dImpl>(module)
+             ? 2
+             : 1;
+}
+
+inline void collect_metadata(const torch::nn::Module& module, const std::string& prefix,
+                             Dict& metadata) {
+  metadata.set(prefix, Dict{{"version", module_version(module)}});
+  for (const auto& item : module.named_children())
+    if (item.value() != nullptr)
+      collect_metadata(*item.value(), prefix.empty() ? item.key() : prefix + "." + item.key(),
+                       metadata);
+}
+
+inline Value tensor_entry(const std::string& key, const at::Tensor& tensor) {
+  try {
+    return Value(tensor.detach());
+  } catch (const Error& error) {
+    throw Error(error.code(), "\"" + key + "\": " + error.what());
+  }
+}
+
+// One tensor of a module and what the file has for it.
+struct ModuleTarget {
+  std::string key;
+  at::Tensor live;
+  at::Tensor source;  // on the host
+};
+
+inline std::pair<const char*, const char*> byte_bounds(const at::Tensor& tensor) {
+  std::int64_t last = 0;
+  for (std::int64_t i = 0; i < tensor.dim(); ++i) last += (tensor.size(i) - 1) * tensor.stride(i);
+  const char* first = static_cast<const char*>(tensor.const_data_ptr());
+  return {first, tensor.numel() == 0
+                     ? first
+                     : first + (last + 1) * static_cast<std::int64_t>(tensor.element_size())};
+}
+
+inline bool overlap(const at::Tensor& a, const at::Tensor& b) {
+  const auto x = byte_bounds(a), y = byte_bounds(b);
+  return x.first < y.second && y.first < x.second;
+}
+
+// Whether writing b's value after a's would leave something else in a: tried out on a copy of their
+// storage.
+inline bool contradict(const ModuleTarget& a, const ModuleTarget& b) {
+  if (a.live.is_same(b.live) ||
+      (a.live.const_data_ptr() == b.live.const_data_ptr() && a.live.sizes() == b.live.sizes() &&
+       a.live.strides() == b.live.strides()))
+    return !same_bits(a.source, b.source);
+  const c10::Storage scratch = bytes_of(a.live.storage()).clone().storage();
+  const auto view = [&](const at::Tensor& live) {
+    at::Tensor result = at::empty({0}, live.options().requires_grad(false));
+    return result.set_(scratch, live.storage_offset(), live.sizes(), live.strides());
+  };
+  view(a.live).copy_(a.source);
+  view(b.live).copy_(b.source);
+  return !same_bits(view(a.live), a.source);
+}
+
+// A file may hold two tensors where the model ties them to one; then they must be equal.
+inline void check_ties(const std::vector<ModuleTarget>& targets, Problems& problems) {
+  std::unordered_map<const c10::StorageImpl*, std::vector<const ModuleTarget*>> by_storage;
+  for (const ModuleTarget& target : targets) {
+    if (target.live.is_meta()) continue;
+    auto& others = by_storage[target.live.storage().unsafeGetStorageImpl()];
+    for (const ModuleTarget* other : others)
+      if (overlap(other->live, target.live) && contradict(*other, target))
+        problems.push_back("\"" + other->key + "\" and \"" + target.key +
+                           "\" are tied in the module, but the file gives them different values");
+    others.push_back(&target);
+  }
+}
+
+// What to do about keys that a wrapper has put a prefix in front of; "" where that is not it.
+inline std::string prefix_hint(const torch::nn::Module& module, const Value& value) {
+  for (const std::string prefix : {"module.", "_orig_mod."}) {
+    bool in_file = value.is_mapping() && !value.as_dict().empty(), here = false;
+    if (in_file)
+      for (const auto& [key, entry] : value.as_dict())
+        in_file = in_file && key.kind() == Kind::string && key.as_string().starts_with(prefix);
+    for_each_tensor(module, "", [&](const std::string& key, const at::Tensor&, bool) {
+      here = here || key.starts_with(prefix);
+    });
+    if (in_file && !here)
+      return "hint: the keys in the file begin with \"" + prefix + "\", which " +
+             (prefix == "module." ? "DataParallel and DDP put" : "torch.compile puts") +
+             " there: save the state_dict of the module inside the wrapper, or take the prefix "
+             "from the keys";
+  }
+  return "";
+}
+
+// Pairs the tensors of a module with those of a state_dict; every line that does not fit is a
+// problem.
+inline std::vector<ModuleTarget> match_module(const torch::nn::Module& module, const Value& value,
+                                              Problems& problems) {
+  std::vector<ModuleTarget> targets;
+  if (!value.is_mapping()) {
+    problems.push_back(describe_value(value) + " in the file, the state_dict of a module here");
+    return targets;
+  }
+  const std::size_t before = problems.size();
+  Problems missing, unexpected;
+  Dict known;
+  for_each_tensor(module, "", [&](const std::string& key, const at::Tensor& live, bool) {
+    known.set(key, true);
+    const Value* entry = value.as_dict().find(key);
+    if (entry == nullptr) return missing.push_back(key);
+    if (const std::string problem = compare_tensor(*entry, live); !problem.empty())
+      return problems.push_back("\"" + key + "\": " + problem);
+    targets.push_back({key, live, host_tensor(entry->as_tensor())});
+  });
+  for (const auto& [key, entry] : value.as_dict())
+    if (known.find(key) == nullptr)
+      unexpected.push_back(key.kind() == Kind::string ? key.as_string() : repr(key));
+  for (const std::string& key : missing) problems.push_back("\"" + key + "\": missing in the file");
+  for (const std::string& key : unexpected)
+    problems.push_back("\"" + key + "\": the module has no such tensor");
+  if (problems.size() == before) check_ties(targets, problems);
+  return targets;
+}
+
+// Every name of every parameter: a tied one has several.
+inline std::vector<ParameterName> parameter_names(const torch::nn::Module& module) {
+  std::vector<ParameterName> names;
+  for_each_tensor(module, "",
+                  [&](const std::string& key, const at::Tensor& tensor, bool is_parameter) {
+                    if (is_parameter) names.push_back({tensor.unsafeGetTensorImpl(), key});
+                  });
+  return names;
+}
+
+}  // namespace detail
+
+// What Python's module.state_dict() gives: an OrderedDict of detached tensors, with the same keys
+// in the same order where the modules are registered under the same names in the same order, and
+// its _metadata.
+inline Value state_dict(const torch::nn::Module& module) {
+  const SharedStorages shared;
+  Dict result(Kind::ordered_dict);
+  detail::for_each_tensor(module, "", [&](const std::string& key, const at::Tensor& tensor, bool) {
+    result.set(key, detail::tensor_entry(key, tensor));
+  });
+  Dict metadata(Kind::ordered_dict);
+  detail::collect_metadata(module, "", metadata);
+  result.set_attributes(std::make_shared<Dict>(Dict{{"_metadata", std::move(metadata)}}));
+  return result;
+}
+template <detail::ModuleLike T>
+  requires(!std::derived_from<T, torch::nn::Module>)
+Value state_dict(const T& module) {
+  return state_dict(static_cast<const torch::nn::Module&>(detail::module_of(module)));
+}
+
+// Copies every tensor into the live one of the same name, on whatever device that is. Strict:
+// names, shapes and dtypes must be the same, and what the module ties must be equal in the file.
+inline void load_state_dict(torch::nn::Module& module, const Value& value) {
+  Problems problems;
+  const auto targets = detail::match_module(module, value, problems);
+  if (const std::string hint = detail::prefix_hint(module, value);
+      !problems.empty() && !hint.empty())
+    problems.push_back(hint);
+  detail::throw_if_any(problems, "the module");
+  const at::NoGradGuard no_grad;
+  for (const auto& target : targets) at::Tensor(target.live).copy_(target.source);
+}
+template <detail::ModuleLike T>
+  requires(!std::derived_from<T, torch::nn::Module>)
+void load_state_dict(const T& module, const Value& value) {
+  load_state_dict(static_cast<torch::nn::Module&>(detail::module_of(module)), value);
+}
+
+// perdure::Dict{{"model", model}} is a mistake that is easy to make; the compiler says what to
+// write instead.
+template <detail::ModuleLike T>
+struct ToValue<T> {
+  static Value convert(const T&) {
+    static_assert(!detail::ModuleLike<T>,
+                  "save perdure::state_dict(module), not the module itself");
+    return {};
+  }
+};
+
+}  // namespace perdure
