@@ -1,0 +1,57 @@
+#include "command.hpp"
+
+#include <fmt/format.h>
+
+#include <cerrno>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+
+#include "text.hpp"
+
+namespace perdure::cli {
+namespace {
+
+[[noreturn]] void output_failed() {
+  const int error = errno;
+  throw Error(ErrorCode::io,
+              fmt::format("cannot write to standard output: {}", std::strerror(error)), error);
+}
+
+}  // namespace
+
+Exit worse(Exit a, Exit b) noexcept {
+  if (a == Exit::damaged || b == Exit::damaged) return Exit::damaged;
+  return a == Exit::good ? b : a;
+}
+
+Exit exit_for(const Error& error) noexcept {
+  return error.code() == ErrorCode::corrupt ? Exit::damaged : Exit::could_not_run;
+}
+
+void print(std::string_view text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size()) output_failed();
+}
+
+void flush_output() {
+  if (std::fflush(stdout) != 0) output_failed();
+}
+
+void complain(std::string_view text) {
+  std::fputs(fmt::format("perdure: {}\n", escape(text)).c_str(), stderr);
+}
+
+std::string to_text(const Json& json) {
+  return json.dump(-1, ' ', true, Json::error_handler_t::replace);
+}
+
+Json number_json(double value) {
+  if (std::isfinite(value)) return value;
+  return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
+}
+
+Json error_json(const Error& error) {
+  return {{"code", error_code_name(error.code())}, {"message", error.what()}};
+}
+
+}  // namespace perdure::cli

@@ -1,0 +1,126 @@
+// perdure ls RUN: the checkpoints of a run directory.
+#include <fmt/format.h>
+
+#include <chrono>
+#include <perdure/checkpoint_manager.hpp>
+
+#include "command.hpp"
+#include "table.hpp"
+#include "text.hpp"
+
+namespace perdure::cli {
+namespace fs = std::filesystem;
+namespace {
+
+constexpr const char* kDescription =
+    "Lists the checkpoints of a run directory, newest first: step, generation, age, size, metrics, "
+    "and\n"
+    "whether the structure of the file is whole (`perdure verify` reads the contents too).";
+constexpr const char* kFooter =
+    "The newest checkpoint is the one with the highest generation; a restore takes the newest "
+    "whole one.\n"
+    "Example:\n"
+    "  perdure ls runs/gpt\n"
+    "  perdure ls --json runs/gpt";
+
+double now() {
+  const auto since_1970 = std::chrono::system_clock::now().time_since_epoch();
+  return std::chrono::duration<double>(since_1970).count();
+}
+
+std::string metrics_text(const Metrics& metrics) {
+  std::string out;
+  for (const auto& [name, value] : metrics)
+    out += fmt::format("{}{}={}", out.empty() ? "" : " ", name, format_number(value));
+  return out;
+}
+
+// The list says why a file cannot be read; whether that is damage is in the code of the error.
+Exit exit_of(const ListedCheckpoint& entry) {
+  if (entry.problem.empty()) return Exit::good;
+  try {
+    CheckpointFile::open(entry.checkpoint.path, true);
+    return Exit::good;  // pruned and written anew meanwhile
+  } catch (const Error& error) {
+    return exit_for(error);
+  }
+}
+
+void add_row(Table& table, const ListedCheckpoint& entry) {
+  const Checkpoint& checkpoint = entry.checkpoint;
+  const bool whole = entry.problem.empty();
+  const double created = checkpoint.info.created;
+  table.add({std::to_string(checkpoint.step()), std::to_string(checkpoint.generation()),
+             created > 0 ? format_age(now() - created) : "", format_bytes(checkpoint.size),
+             metrics_text(checkpoint.info.metrics), whole ? checkpoint.info.reason : "",
+             checkpoint.path.filename().string(), whole ? "whole" : entry.problem});
+}
+
+std::string list_text(const std::vector<ListedCheckpoint>& listed) {
+  using enum Table::Align;
+  Table table({{"STEP", right},
+               {"GENERATION", right},
+               {"AGE", right},
+               {"SIZE", right},
+               {"METRICS"},
+               {"REASON"},
+               {"FILE"},
+               {"STATE", left, 400}});
+  for (const ListedCheckpoint& entry : listed) add_row(table, entry);
+  return table.text();
+}
+
+Json entry_json(const ListedCheckpoint& entry) {
+  const Checkpoint& checkpoint = entry.checkpoint;
+  Json metrics = Json::object();
+  for (const auto& [name, value] : checkpoint.info.metrics) metrics[name] = number_json(value);
+  return {{"path", checkpoint.path.string()},
+          {"step", checkpoint.step()},
+          {"generation", checkpoint.generation()},
+          {"parent", checkpoint.info.parent},
+          {"size", checkpoint.size},
+          {"created", number_json(checkpoint.info.created)},
+          {"reason", checkpoint.info.reason},
+          {"metrics", std::move(metrics)},
+          {"whole", entry.problem.empty()},
+          {"problem", entry.problem.empty() ? Json() : Json(entry.problem)}};
+}
+
+Json list_json(const fs::path& directory, const std::vector<ListedCheckpoint>& listed) {
+  Json checkpoints = Json::array();
+  for (const ListedCheckpoint& entry : listed) checkpoints.push_back(entry_json(entry));
+  return {{"directory", directory.string()}, {"checkpoints", std::move(checkpoints)}};
+}
+
+Exit run_ls(const fs::path& directory, bool json) {
+  std::error_code ignored;
+  if (fs::is_regular_file(directory, ignored))
+    throw Error(ErrorCode::invalid, fmt::format("{0}: this is a file, not a run directory; to look "
+                                                "into it: perdure show {0}",
+                                                directory.string()));
+  const std::vector<ListedCheckpoint> listed = list_checkpoints(directory);
+  if (json)
+    print(to_text(list_json(directory, listed)) + '\n');
+  else if (listed.empty())
+    print(fmt::format("no checkpoints in {}\n", escape(directory.string())));
+  else
+    print(list_text(listed));
+  Exit exit = Exit::good;
+  for (const ListedCheckpoint& entry : listed) exit = worse(exit, exit_of(entry));
+  return exit;
+}
+
+}  // namespace
+
+void add_ls(CLI::App& app, Invocation& invocation) {
+  CLI::App* command = app.add_subcommand("ls", kDescription);
+  auto directory = std::make_shared<std::string>();
+  command->add_option("RUN", *directory, "Run directory")->required();
+  command->add_flag("--json", invocation.json, "One JSON object instead of a table");
+  command->footer(kFooter);
+  command->callback([directory, &invocation] {
+    invocation.run = [directory, &invocation] { return run_ls(*directory, invocation.json); };
+  });
+}
+
+}  // namespace perdure::cli

@@ -1,0 +1,50 @@
+#include "run_directory.hpp"
+
+#include <fmt/format.h>
+
+#include <perdure/checkpoint_manager.hpp>
+
+#include "command.hpp"
+
+namespace perdure::cli {
+namespace fs = std::filesystem;
+namespace {
+
+// What else than a directory a path may be, the reader finds out: its errors say more than we could
+// here.
+bool is_run_directory(const fs::path& path) {
+  std::error_code ignored;
+  return fs::is_directory(path, ignored);
+}
+
+std::vector<ListedCheckpoint> list(const fs::path& directory) {
+  std::vector<ListedCheckpoint> listed = list_checkpoints(directory);
+  if (listed.empty())
+    throw Error(ErrorCode::not_found,
+                fmt::format("{}: this directory holds no checkpoints of a run (files named "
+                            "step-*-g*.pt); name the files themselves",
+                            directory.string()));
+  return listed;
+}
+
+}  // namespace
+
+std::vector<fs::path> checkpoint_files(const fs::path& path) {
+  if (!is_run_directory(path)) return {path};
+  std::vector<fs::path> files;
+  for (const ListedCheckpoint& entry : list(path)) files.push_back(entry.checkpoint.path);
+  return files;
+}
+
+fs::path newest_checkpoint(const fs::path& path) {
+  if (!is_run_directory(path)) return path;
+  const std::vector<ListedCheckpoint> listed = list(path);
+  for (const ListedCheckpoint& entry : listed) {
+    if (entry.problem.empty()) return entry.checkpoint.path;
+    complain(fmt::format("passed over {}: {}", entry.checkpoint.path.string(), entry.problem));
+  }
+  return listed.front()
+      .checkpoint.path;  // opening it says what is wrong, and decides the exit code
+}
+
+}  // namespace perdure::cli

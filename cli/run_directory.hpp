@@ -1,0 +1,17 @@
+// What a path on the command line stands for.
+#pragma once
+
+#include <filesystem>
+#include <vector>
+
+namespace perdure::cli {
+
+// A file is itself; a run directory is all of its checkpoints, newest first.
+// Error(not_found) where a directory holds none.
+std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path& path);
+
+// A file is itself; a run directory is its newest checkpoint that can be read, and damaged newer
+// ones are complained about, one line each.
+std::filesystem::path newest_checkpoint(const std::filesystem::path& path);
+
+}  // namespace perdure::cli

@@ -1,0 +1,74 @@
+// perdure show FILE [KEY]: what a file holds, without reading its tensors.
+#include <fmt/format.h>
+
+#include <perdure/file.hpp>
+
+#include "command.hpp"
+#include "node_json.hpp"
+#include "node_text.hpp"
+#include "run_directory.hpp"
+#include "text.hpp"
+#include "tree.hpp"
+
+namespace perdure::cli {
+namespace {
+
+constexpr const char* kDescription =
+    "Shows what a file of perdure or torch.save holds: every key with its type, every tensor with "
+    "dtype,\n"
+    "shape and bytes, and what shares memory. Nothing in the file is executed: things that are no "
+    "plain data\n"
+    "are shown as \"opaque\", by name. Of a run directory, the newest checkpoint is shown.";
+constexpr const char* kFooter =
+    "KEY is a path of keys joined with dots; it selects what it names and all below. * stands for "
+    "any\n"
+    "characters (dots too), ? for one.\n"
+    "Example:\n"
+    "  perdure show runs/gpt\n"
+    "  perdure show model.pt 'model.*.weight'";
+
+struct Request {
+  std::string path;
+  std::string key;
+};
+
+std::string top_keys(const Value& root) {
+  constexpr std::size_t kNamed = 20;
+  std::string out;
+  std::size_t count = 0;
+  if (!root.is_mapping()) return fmt::format("the file holds a {}", kind_name(root.kind()));
+  for (const auto& [key, value] : root.as_dict()) {
+    if (count++ == kNamed) return out + ", ...";
+    out += (count == 1 ? "its keys are " : ", ") + repr(key);
+  }
+  return count == 0 ? "it has no keys" : out;
+}
+
+Exit run_show(const Request& request, bool json) {
+  const CheckpointFile file = CheckpointFile::open(newest_checkpoint(request.path), true);
+  const Summary summary = summarize(file.value(), request.key);
+  if (summary.nodes == 0 && !request.key.empty())
+    throw Error(ErrorCode::not_found, fmt::format("{}: no key matches '{}'; {}", file.name(),
+                                                  request.key, top_keys(file.value())));
+  if (json)
+    print_file_json(file, request.key, summary);
+  else
+    print_file_text(file, request.key, summary);
+  return Exit::good;
+}
+
+}  // namespace
+
+void add_show(CLI::App& app, Invocation& invocation) {
+  CLI::App* command = app.add_subcommand("show", kDescription);
+  auto request = std::make_shared<Request>();
+  command->add_option("FILE", request->path, "File, or run directory")->required();
+  command->add_option("KEY", request->key, "Only what this pattern matches");
+  command->add_flag("--json", invocation.json, "One JSON object instead of a table");
+  command->footer(kFooter);
+  command->callback([request, &invocation] {
+    invocation.run = [request, &invocation] { return run_show(*request, invocation.json); };
+  });
+}
+
+}  // namespace perdure::cli
