@@ -1,0 +1,196 @@
+#include <nanobind/stl/filesystem.h>
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <perdure/checkpoint_manager.hpp>
+
+#include "bindings.hpp"
+
+namespace nb = nanobind;
+
+namespace perdure::python {
+
+namespace {
+
+using Released = nb::call_guard<nb::gil_scoped_release>;
+
+// Python's side of an Entry, where out-parameters are return values and parameter identities are
+// numbers.
+using Names = std::vector<std::pair<std::uintptr_t, std::string>>;
+using OptimizerInfo = CheckpointInfo::Optimizer;
+using Check = std::function<Problems(const Value&)>;
+using Parameters = std::function<Names()>;
+using Describe = std::function<OptimizerInfo(const Names&)>;
+using Align =
+    std::function<std::pair<Value, Problems>(const Value&, const OptimizerInfo&, const Names&)>;
+
+Names to_python(const std::vector<ParameterName>& names) {
+  Names out;
+  for (const auto& [identity, name] : names)
+    out.emplace_back(reinterpret_cast<std::uintptr_t>(identity), name);
+  return out;
+}
+
+std::vector<ParameterName> from_python(const Names& names) {
+  std::vector<ParameterName> out;
+  for (const auto& [identity, name] : names)
+    out.push_back({reinterpret_cast<const void*>(identity), name});
+  return out;
+}
+
+void append(Problems& problems, const Problems& more) {
+  problems.insert(problems.end(), more.begin(), more.end());
+}
+
+std::function<void(const Value&, Problems&)> entry_check(Check check) {
+  if (!check) return {};
+  return [check](const Value& value, Problems& problems) { append(problems, check(value)); };
+}
+
+decltype(TrainingState::Entry::align) entry_align(Align align) {
+  if (!align) return {};
+  return [align](const Value& value, const OptimizerInfo& recorded,
+                 const std::vector<ParameterName>& names, Problems& problems) {
+    auto [aligned, more] = align(value, recorded, to_python(names));
+    append(problems, more);
+    return aligned;
+  };
+}
+
+void add_entry(TrainingState& state, std::string name, Role role, std::function<Value()> state_dict,
+               std::function<void(const Value&)> load_state_dict, Check check,
+               Parameters parameters, Describe describe, Align align) {
+  TrainingState::Entry entry;
+  entry.name = std::move(name);
+  entry.role = role;
+  entry.state_dict = std::move(state_dict);
+  entry.load_state_dict = std::move(load_state_dict);
+  entry.check = entry_check(std::move(check));
+  if (parameters) entry.parameters = [parameters] { return from_python(parameters()); };
+  if (describe)
+    entry.describe = [describe](const std::vector<ParameterName>& names) {
+      return describe(to_python(names));
+    };
+  entry.align = entry_align(std::move(align));
+  state.add_entry(std::move(entry));
+}
+
+void bind_state(nb::module_& m) {
+  nb::enum_<Role>(m, "Role")
+      .value("value", Role::value)
+      .value("module", Role::module)
+      .value("optimizer", Role::optimizer)
+      .value("other", Role::other);
+  nb::class_<TrainingState>(m, "TrainingState")
+      .def(nb::init<>())
+      .def_rw("step", &TrainingState::step)
+      .def("add_entry", &add_entry, nb::arg("name"), nb::arg("role"), nb::arg("state_dict"),
+           nb::arg("load_state_dict"), nb::arg("check").none(), nb::arg("parameters").none(),
+           nb::arg("describe").none(), nb::arg("align").none())
+      .def("add_none", [](TrainingState& s, std::string name) { s.add(std::move(name), nullptr); })
+      .def("add_rng",
+           [](TrainingState& s, std::string name, std::function<Value()> capture,
+              std::function<void(const Value&)> restore) {
+             s.add_rng({std::move(name), std::move(capture), std::move(restore)});
+           })
+      .def(
+          "state_dict", [](const TrainingState& s) { return Value(s.state_dict()); }, Released())
+      .def("optimizers", &TrainingState::optimizers, Released())
+      .def("load_state_dict", &TrainingState::load_state_dict, nb::arg("value"),
+           nb::arg("recorded"), nb::arg("strict"), Released())
+      .def_prop_ro("broken", &TrainingState::broken);
+}
+
+void bind_checkpoint(nb::module_& m) {
+  nb::enum_<Mode>(m, "Mode").value("min", Mode::min).value("max", Mode::max);
+  nb::enum_<OnError>(m, "OnError").value("warn", OnError::warn).value("raise", OnError::raise);
+  nb::enum_<WhenBusy>(m, "WhenBusy").value("wait", WhenBusy::wait).value("skip", WhenBusy::skip);
+  nb::class_<Best>(m, "Best").def(nb::init<std::string, Mode, std::size_t>());
+  nb::class_<Checkpoint>(m, "Checkpoint")
+      .def_ro("path", &Checkpoint::path)
+      .def_ro("size", &Checkpoint::size)
+      .def_ro("info", &Checkpoint::info);
+  nb::class_<ListedCheckpoint>(m, "ListedCheckpoint")
+      .def_ro("checkpoint", &ListedCheckpoint::checkpoint)
+      .def_ro("problem", &ListedCheckpoint::problem);
+  m.def("list_checkpoints", &list_checkpoints, nb::arg("directory"), Released());
+}
+
+void bind_handle(nb::module_& m) {
+  nb::class_<SaveStats>(m, "SaveStats")
+      .def_ro("bytes", &SaveStats::bytes)
+      .def_prop_ro("stalled", [](const SaveStats& s) { return s.stalled.count(); })
+      .def_prop_ro("durable", [](const SaveStats& s) { return s.durable.count(); });
+  nb::class_<SaveHandle>(m, "SaveHandle")
+      .def("done", &SaveHandle::done)
+      .def(
+          "wait",
+          [](const SaveHandle& h, double seconds) {
+            return h.wait(std::chrono::duration<double>(seconds));
+          },
+          Released())
+      .def("skipped", &SaveHandle::skipped)
+      .def("error", [](const SaveHandle& h) { return exception_of(h.error()); })
+      .def("checkpoint", &SaveHandle::checkpoint)
+      .def("stats", &SaveHandle::stats);
+}
+
+void open_manager(CheckpointManager* place, const std::filesystem::path& directory,
+                  std::size_t keep_last, std::vector<Best> keep_best, OnError on_error,
+                  WhenBusy when_busy, std::function<void(const std::string&)> warning) {
+  ManagerOptions options{.keep_last = keep_last,
+                         .keep_best = std::move(keep_best),
+                         .on_error = on_error,
+                         .when_busy = when_busy,
+                         .warning = std::move(warning)};
+  nb::gil_scoped_release release;
+  new (place) CheckpointManager(directory, std::move(options));
+}
+
+// A damaged file that Python's `take` came upon must reach the core as damage, or it would not fall
+// back.
+std::optional<Checkpoint> restore(CheckpointManager& manager, std::optional<std::int64_t> step,
+                                  const std::optional<std::filesystem::path>& path, bool strict,
+                                  nb::callable take) {
+  const auto call = [&take](const CheckpointFile& file) {
+    nb::gil_scoped_acquire gil;
+    try {
+      take(nb::cast(&file, nb::rv_policy::reference));
+    } catch (nb::python_error& raised) {
+      rethrow_from_callback(raised);
+    }
+  };
+  RestoreOptions options{.step = step, .path = path.value_or(""), .strict = strict};
+  nb::gil_scoped_release release;
+  return manager.restore(options, call);
+}
+
+}  // namespace
+
+void bind_engine(nb::module_& m) {
+  bind_state(m);
+  bind_checkpoint(m);
+  bind_handle(m);
+  nb::class_<CheckpointManager>(m, "CheckpointManager")
+      .def("__init__", &open_manager, nb::arg("directory"), nb::arg("keep_last"),
+           nb::arg("keep_best"), nb::arg("on_error"), nb::arg("when_busy"), nb::arg("warning"))
+      .def("restore", &restore, nb::arg("step").none(), nb::arg("path").none(), nb::arg("strict"),
+           nb::arg("take"))
+      .def("save",
+           nb::overload_cast<const TrainingState&, const Metrics&>(&CheckpointManager::save),
+           nb::arg("state"), nb::arg("metrics"), Released())
+      .def("checkpoints", &CheckpointManager::checkpoints, Released())
+      .def("latest_step", &CheckpointManager::latest_step, Released())
+      .def("best_step", &CheckpointManager::best_step, nb::arg("metric"), Released())
+      .def("all_steps", &CheckpointManager::all_steps, Released())
+      .def_prop_ro("directory", &CheckpointManager::directory)
+      .def("wait", &CheckpointManager::wait, Released())
+      .def("close", &CheckpointManager::close, Released());
+}
+
+}  // namespace perdure::python

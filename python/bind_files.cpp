@@ -1,0 +1,146 @@
+#include <nanobind/stl/filesystem.h>
+#include <nanobind/stl/function.h>
+#include <nanobind/stl/map.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/shared_ptr.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstring>
+#include <perdure/file.hpp>
+
+#include "bindings.hpp"
+
+namespace nb = nanobind;
+
+namespace perdure::python {
+
+namespace {
+
+using Released = nb::call_guard<nb::gil_scoped_release>;
+
+// The bytes of a file object, read whole. The view keeps the bytes object alive; reading needs no
+// GIL.
+class BytesSource : public Source {
+ public:
+  BytesSource(nb::bytes bytes, std::string name)
+      : begin_(static_cast<const std::byte*>(bytes.data())),
+        size_(bytes.size()),
+        name_(std::move(name)),
+        owner_(bytes.release().ptr()) {}
+  BytesSource(const BytesSource&) = delete;
+  BytesSource& operator=(const BytesSource&) = delete;
+  ~BytesSource() override {
+    if (nb::detail::cleanup_guard guard{}) Py_DECREF(owner_);
+  }
+
+  std::uint64_t size() const override { return size_; }
+  const std::string& name() const override { return name_; }
+  void read(std::uint64_t offset, MutableBytes into) const override {
+    if (offset > size_ || into.size() > size_ - offset)
+      throw Error(ErrorCode::corrupt,
+                  name_ + ": ends before offset " + std::to_string(offset + into.size()));
+    std::memcpy(into.data(), begin_ + offset, into.size());
+  }
+
+ private:
+  const std::byte* begin_;
+  std::size_t size_;
+  std::string name_;
+  PyObject* owner_;
+};
+
+CheckpointFile open_bytes(nb::bytes bytes, std::string name) {
+  const auto source = std::make_shared<BytesSource>(std::move(bytes), std::move(name));
+  nb::gil_scoped_release release;
+  return CheckpointFile::open(source);
+}
+
+VerifyReport verify_bytes(nb::bytes bytes, std::string name) {
+  const auto source = std::make_shared<BytesSource>(std::move(bytes), std::move(name));
+  nb::gil_scoped_release release;
+  return verify(source);
+}
+
+// `allocate` gets each storage that is about to be read and calls set_data on it.
+void read_all(const CheckpointFile& file, const Value& value, nb::callable allocate) {
+  const auto call = [&allocate](TensorStorage& storage) {
+    nb::gil_scoped_acquire gil;
+    allocate(nb::cast(&storage, nb::rv_policy::reference));
+  };
+  nb::gil_scoped_release release;
+  file.read_all(value, call);
+}
+
+void write_to(nb::callable sink, const Value& state, const CheckpointInfo& info) {
+  const auto call = [&sink](ConstBytes bytes) {
+    nb::gil_scoped_acquire gil;
+    sink(nb::bytes(bytes.data(), bytes.size()));
+  };
+  nb::gil_scoped_release release;
+  write_to(call, state, info);
+}
+
+void bind_info(nb::module_& m) {
+  nb::class_<CheckpointInfo::Optimizer>(m, "OptimizerInfo")
+      .def(nb::init<>())
+      .def_rw("class_name", &CheckpointInfo::Optimizer::class_name)
+      .def_rw("param_names", &CheckpointInfo::Optimizer::param_names);
+  nb::class_<CheckpointInfo>(m, "CheckpointInfo")
+      .def(nb::init<>())
+      .def_ro("format_version", &CheckpointInfo::format_version)
+      .def_ro("step", &CheckpointInfo::step)
+      .def_ro("generation", &CheckpointInfo::generation)
+      .def_ro("parent", &CheckpointInfo::parent)
+      .def_ro("metrics", &CheckpointInfo::metrics)
+      .def_ro("created", &CheckpointInfo::created)
+      .def_ro("reason", &CheckpointInfo::reason)
+      .def_ro("writer", &CheckpointInfo::writer)
+      .def_rw("libraries", &CheckpointInfo::libraries)
+      .def_ro("optimizers", &CheckpointInfo::optimizers);
+}
+
+void bind_verify(nb::module_& m) {
+  nb::class_<Finding>(m, "Finding")
+      .def_ro("record", &Finding::record)
+      .def_ro("tensor", &Finding::tensor)
+      .def_ro("offset", &Finding::offset)
+      .def_ro("what", &Finding::what);
+  nb::enum_<VerifyReport::State>(m, "VerifyState")
+      .value("good", VerifyReport::State::good)
+      .value("unchecked", VerifyReport::State::unchecked)
+      .value("damaged", VerifyReport::State::damaged);
+  nb::class_<VerifyReport>(m, "VerifyReport")
+      .def_ro("path", &VerifyReport::path)
+      .def_ro("state", &VerifyReport::state)
+      .def_ro("bytes", &VerifyReport::bytes)
+      .def_ro("tensors", &VerifyReport::tensors)
+      .def_ro("findings", &VerifyReport::findings);
+  m.def("verify", nb::overload_cast<const std::filesystem::path&>(&verify), nb::arg("path"),
+        Released());
+  m.def("verify_bytes", &verify_bytes, nb::arg("bytes"), nb::arg("name"));
+}
+
+}  // namespace
+
+void bind_files(nb::module_& m) {
+  bind_info(m);
+  bind_verify(m);
+  nb::class_<CheckpointFile>(m, "CheckpointFile")
+      .def_static("open",
+                  nb::overload_cast<const std::filesystem::path&, bool>(&CheckpointFile::open),
+                  nb::arg("path"), nb::arg("allow_opaque") = false, Released())
+      .def_static("open_bytes", &open_bytes, nb::arg("bytes"), nb::arg("name"))
+      .def_prop_ro("name", &CheckpointFile::name)
+      .def_prop_ro("size", &CheckpointFile::size)
+      .def_prop_ro("value", [](const CheckpointFile& file) { return file.value(); })
+      .def_prop_ro("info", [](const CheckpointFile& file) { return file.info(); })
+      .def("has_checksums", &CheckpointFile::has_checksums)
+      .def("read_all", &read_all, nb::arg("value"), nb::arg("allocate"));
+  m.def("save", &save, nb::arg("path"), nb::arg("state"), Released());
+  m.def("write_to", nb::overload_cast<nb::callable, const Value&, const CheckpointInfo&>(&write_to),
+        nb::arg("sink"), nb::arg("state"), nb::arg("info"));
+  m.def("select", &select, nb::arg("state"), nb::arg("keys"), Released());
+}
+
+}  // namespace perdure::python

@@ -1,0 +1,24 @@
+// The parts of the module perdure._core: types and calls of the C++ API under the same names, no
+// logic. What a Python user sees is the package perdure, which stands on this.
+#pragma once
+
+#include <nanobind/nanobind.h>
+
+#include <exception>
+#include <perdure/error.hpp>
+
+namespace perdure::python {
+
+void bind_values(nanobind::module_& m);  // Value, Tensor, Storage
+void bind_files(nanobind::module_& m);   // CheckpointFile, save, verify
+void bind_engine(nanobind::module_& m);  // TrainingState, CheckpointManager, SaveHandle
+
+// The Python exception for an error of the core (perdure.errors.from_core decides which class).
+nanobind::object exception_of(const Error& error);
+// The Python exception for what a background save had to say; None for a null pointer.
+nanobind::object exception_of(const std::exception_ptr& error);
+// Called in a catch block around a Python callback: where it raised perdure.CorruptionError, throws
+// the Error that the core falls back on; everything else goes on as it is.
+[[noreturn]] void rethrow_from_callback(nanobind::python_error& raised);
+
+}  // namespace perdure::python

@@ -1,0 +1,65 @@
+"""perdure: checkpoints for PyTorch training that last.
+
+    state = perdure.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler, epoch=0)
+    with perdure.CheckpointManager("runs/gpt", keep_last=3) as checkpoints:
+        checkpoints.restore(state)                  # newest whole checkpoint, or None where there is none yet
+        while state.epoch < epochs:
+            ...                                     # state.step += 1 at every optimizer step
+            state.epoch += 1
+            checkpoints.save(state, metrics={"val_loss": loss})
+
+A save that was acknowledged survives kill -9 and a power cut; a reader sees a whole checkpoint or none; what is
+loaded had its checksums compared; and the steps after a resume have the same bits as if nothing had happened.
+
+One file: perdure.save(state, path), perdure.load(path), perdure.verify(path). The files are PyTorch's own:
+torch.load(path) opens what perdure writes, perdure.load(path) opens what torch.save writes.
+
+Warnings (a failed save, a damaged checkpoint set aside) go to logging.getLogger("perdure"), which prints them on
+standard error where logging is not configured.
+"""
+
+try:
+    import torch as _torch  # noqa: F401  (perdure works with any PyTorch, so pip is not asked to install one)
+except ImportError as error:
+    raise ImportError("perdure needs PyTorch, and none is installed here: https://pytorch.org/get-started") from error
+
+from ._core import __version__
+from .errors import (
+    CancelledError,
+    CorruptionError,
+    Error,
+    FullError,
+    InvalidError,
+    IoError,
+    LockedError,
+    NotFoundError,
+    UnsupportedError,
+)
+from .files import Finding, VerifyReport, load, save, verify
+from .manager import Best, Checkpoint, CheckpointManager, SaveHandle, SaveStats, list_checkpoints
+from .state import TrainingState
+
+__all__ = [
+    "Best",
+    "CancelledError",
+    "Checkpoint",
+    "CheckpointManager",
+    "CorruptionError",
+    "Error",
+    "Finding",
+    "FullError",
+    "InvalidError",
+    "IoError",
+    "LockedError",
+    "NotFoundError",
+    "SaveHandle",
+    "SaveStats",
+    "TrainingState",
+    "UnsupportedError",
+    "VerifyReport",
+    "__version__",
+    "list_checkpoints",
+    "load",
+    "save",
+    "verify",
+]

@@ -1,0 +1,418 @@
+"""
+The C++ core of perdure. Use the package perdure, not this module: it may change at any time.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+import enum
+import os
+import pathlib
+
+
+class Kind(enum.Enum):
+    none = 0
+
+    boolean = 1
+
+    integer = 2
+
+    real = 3
+
+    complex = 4
+
+    string = 5
+
+    bytes = 6
+
+    bytearray = 7
+
+    list = 8
+
+    tuple = 9
+
+    set = 10
+
+    size = 11
+
+    dict = 12
+
+    ordered_dict = 13
+
+    counter = 14
+
+    dtype = 15
+
+    device = 16
+
+    layout = 17
+
+    tensor = 18
+
+    opaque = 19
+
+class Value:
+    @staticmethod
+    def of_none() -> Value: ...
+
+    @staticmethod
+    def of_boolean(arg: bool, /) -> Value: ...
+
+    @staticmethod
+    def of_integer(arg: int, /) -> Value: ...
+
+    @staticmethod
+    def of_big_integer(arg: bytes, /) -> Value: ...
+
+    @staticmethod
+    def of_real(arg: float, /) -> Value: ...
+
+    @staticmethod
+    def of_complex(arg: complex, /) -> Value: ...
+
+    @staticmethod
+    def of_string(arg: bytes, /) -> Value: ...
+
+    @staticmethod
+    def of_bytes(arg: bytes, /) -> Value: ...
+
+    @staticmethod
+    def of_bytearray(arg: bytes, /) -> Value: ...
+
+    @staticmethod
+    def of_list(arg: Sequence[Value], /) -> Value: ...
+
+    @staticmethod
+    def of_tuple(arg: Sequence[Value], /) -> Value: ...
+
+    @staticmethod
+    def of_set(arg: Sequence[Value], /) -> Value: ...
+
+    @staticmethod
+    def of_size(arg: Sequence[int], /) -> Value: ...
+
+    @staticmethod
+    def of_mapping(kind: Kind, entries: Sequence[tuple[Value, Value]], attributes: Value | None = None) -> Value: ...
+
+    @staticmethod
+    def of_dtype(arg: str, /) -> Value: ...
+
+    @staticmethod
+    def of_device(arg: str, /) -> Value: ...
+
+    @staticmethod
+    def of_layout(arg: str, /) -> Value: ...
+
+    @staticmethod
+    def of_tensor(storage: Storage, dtype: str, shape: Sequence[int], strides: Sequence[int], storage_offset: int, requires_grad: bool = False, parameter: bool = False, conj: bool = False, neg: bool = False) -> Value: ...
+
+    @property
+    def kind(self) -> Kind: ...
+
+    def scalar(self) -> object: ...
+
+    def name(self) -> str: ...
+
+    def items(self) -> list[Value]: ...
+
+    def entries(self) -> list[tuple[Value, Value]]: ...
+
+    def attributes(self) -> object: ...
+
+    def as_tensor(self) -> Tensor: ...
+
+    @property
+    def identity(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __repr__(self) -> str: ...
+
+class Storage:
+    def __init__(self, address: int, size: int, device: str = 'cpu', owner: object | None = None) -> None: ...
+
+    def set_data(self, address: int, owner: object | None) -> None: ...
+
+    @property
+    def owner(self) -> object: ...
+
+    def data(self) -> bytes: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @device.setter
+    def device(self, arg: str, /) -> None: ...
+
+    @property
+    def record(self) -> int: ...
+
+    @property
+    def address(self) -> int: ...
+
+    @property
+    def identity(self) -> int: ...
+
+class Tensor:
+    @property
+    def storage(self) -> Storage: ...
+
+    @property
+    def dtype(self) -> str: ...
+
+    @property
+    def shape(self) -> list[int]: ...
+
+    @property
+    def strides(self) -> list[int]: ...
+
+    @property
+    def storage_offset(self) -> int: ...
+
+    @property
+    def requires_grad(self) -> bool: ...
+
+    @property
+    def parameter(self) -> bool: ...
+
+    @property
+    def conj(self) -> bool: ...
+
+    @property
+    def neg(self) -> bool: ...
+
+class OptimizerInfo:
+    def __init__(self) -> None: ...
+
+    @property
+    def class_name(self) -> str: ...
+
+    @class_name.setter
+    def class_name(self, arg: str, /) -> None: ...
+
+    @property
+    def param_names(self) -> list[list[str]]: ...
+
+    @param_names.setter
+    def param_names(self, arg: Sequence[Sequence[str]], /) -> None: ...
+
+class CheckpointInfo:
+    def __init__(self) -> None: ...
+
+    @property
+    def format_version(self) -> int: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @property
+    def generation(self) -> int: ...
+
+    @property
+    def parent(self) -> int: ...
+
+    @property
+    def metrics(self) -> dict[str, float]: ...
+
+    @property
+    def created(self) -> float: ...
+
+    @property
+    def reason(self) -> str: ...
+
+    @property
+    def writer(self) -> str: ...
+
+    @property
+    def libraries(self) -> dict[str, str]: ...
+
+    @libraries.setter
+    def libraries(self, arg: Mapping[str, str], /) -> None: ...
+
+    @property
+    def optimizers(self) -> dict[str, OptimizerInfo]: ...
+
+class Finding:
+    @property
+    def record(self) -> str: ...
+
+    @property
+    def tensor(self) -> str: ...
+
+    @property
+    def offset(self) -> int: ...
+
+    @property
+    def what(self) -> str: ...
+
+class VerifyState(enum.Enum):
+    good = 0
+
+    unchecked = 1
+
+    damaged = 2
+
+class VerifyReport:
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def state(self) -> VerifyState: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def tensors(self) -> int: ...
+
+    @property
+    def findings(self) -> list[Finding]: ...
+
+def verify(path: str | os.PathLike) -> VerifyReport: ...
+
+def verify_bytes(bytes: bytes, name: str) -> VerifyReport: ...
+
+class CheckpointFile:
+    @staticmethod
+    def open(path: str | os.PathLike, allow_opaque: bool = False) -> CheckpointFile: ...
+
+    @staticmethod
+    def open_bytes(bytes: bytes, name: str) -> CheckpointFile: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def value(self) -> Value: ...
+
+    @property
+    def info(self) -> CheckpointInfo | None: ...
+
+    def has_checksums(self) -> bool: ...
+
+    def read_all(self, value: Value, allocate: Callable) -> None: ...
+
+def save(path: str | os.PathLike, state: Value) -> None: ...
+
+def write_to(sink: Callable, state: Value, info: CheckpointInfo) -> None: ...
+
+def select(state: Value, keys: Sequence[Sequence[Value]]) -> Value: ...
+
+class Role(enum.Enum):
+    value = 0
+
+    module = 1
+
+    optimizer = 2
+
+    other = 3
+
+class TrainingState:
+    def __init__(self) -> None: ...
+
+    @property
+    def step(self) -> int: ...
+
+    @step.setter
+    def step(self, arg: int, /) -> None: ...
+
+    def add_entry(self, name: str, role: Role, state_dict: Callable[[], Value], load_state_dict: Callable[[Value], None], check: Callable[[Value], Sequence[str]] | None, parameters: Callable[[], Sequence[tuple[int, str]]] | None, describe: Callable[[Sequence[tuple[int, str]]], OptimizerInfo] | None, align: Callable[[Value, OptimizerInfo, Sequence[tuple[int, str]]], tuple[Value, Sequence[str]]] | None) -> None: ...
+
+    def add_none(self, arg: str, /) -> None: ...
+
+    def add_rng(self, arg0: str, arg1: Callable[[], Value], arg2: Callable[[Value], None], /) -> None: ...
+
+    def state_dict(self) -> Value: ...
+
+    def optimizers(self) -> dict[str, OptimizerInfo]: ...
+
+    def load_state_dict(self, value: Value, recorded: Mapping[str, OptimizerInfo], strict: bool) -> None: ...
+
+    @property
+    def broken(self) -> bool: ...
+
+class Mode(enum.Enum):
+    min = 0
+
+    max = 1
+
+class OnError(enum.Enum):
+    warn = 0
+
+    raise = 1
+
+class WhenBusy(enum.Enum):
+    wait = 0
+
+    skip = 1
+
+class Best:
+    def __init__(self, arg0: str, arg1: Mode, arg2: int, /) -> None: ...
+
+class Checkpoint:
+    @property
+    def path(self) -> pathlib.Path: ...
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def info(self) -> CheckpointInfo: ...
+
+class ListedCheckpoint:
+    @property
+    def checkpoint(self) -> Checkpoint: ...
+
+    @property
+    def problem(self) -> str: ...
+
+def list_checkpoints(directory: str | os.PathLike) -> list[ListedCheckpoint]: ...
+
+class SaveStats:
+    @property
+    def bytes(self) -> int: ...
+
+    @property
+    def stalled(self) -> float: ...
+
+    @property
+    def durable(self) -> float: ...
+
+class SaveHandle:
+    def done(self) -> bool: ...
+
+    def wait(self, arg: float, /) -> bool: ...
+
+    def skipped(self) -> bool: ...
+
+    def error(self) -> object: ...
+
+    def checkpoint(self) -> Checkpoint | None: ...
+
+    def stats(self) -> SaveStats: ...
+
+class CheckpointManager:
+    def __init__(self, directory: str | os.PathLike, keep_last: int, keep_best: Sequence[Best], on_error: OnError, when_busy: WhenBusy, warning: Callable[[str], None]) -> None: ...
+
+    def restore(self, step: int | None, path: str | os.PathLike | None, strict: bool, take: Callable) -> Checkpoint | None: ...
+
+    def save(self, state: TrainingState, metrics: Mapping[str, float]) -> SaveHandle: ...
+
+    def checkpoints(self) -> list[Checkpoint]: ...
+
+    def latest_step(self) -> int | None: ...
+
+    def best_step(self, metric: str) -> int | None: ...
+
+    def all_steps(self) -> list[int]: ...
+
+    @property
+    def directory(self) -> pathlib.Path: ...
+
+    def wait(self) -> None: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,133 @@
+"""One file: save, load, verify."""
+
+import dataclasses
+import os
+
+from . import _core
+from .errors import InvalidError, InvalidTypeError
+from .tensors import Placement, allocate
+from .values import decode, encode
+
+
+def save(state, file) -> None:
+    """Saves `state` at the path `file` (or to a binary file object), as torch.save should.
+
+        perdure.save({"epoch": 3, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, "cp.pt")
+
+    The file is PyTorch's own format: torch.load(path) with its defaults opens it. When save returns, the file is on
+    the disk and survives a power cut; when it raises, what was at the path before is untouched. A file object gets
+    the bytes with write(); how durable they are is its own affair.
+
+    Raises InvalidError for a value that torch.load could not take (it names the place and what to write instead),
+    FullError where there is no space, and IoError.
+    """
+    value = encode(state)
+    if hasattr(file, "write"):
+        info = _core.CheckpointInfo()
+        info.libraries = libraries()
+        _core.write_to(file.write, value, info)
+    else:
+        _core.save(_path(file), value)
+
+
+def load(file, map_location=None, keys=None):
+    """Loads what perdure.save or torch.save wrote at the path `file` (or in a binary file object).
+
+    Every byte has its checksum compared, and nothing in the file is ever executed.
+
+    `map_location`: where tensors go, as for torch.load: None (where they were saved from), "cpu", "cuda:1", a
+        torch.device, a dict, a callable; "meta" reads no data at all (numpy arrays then stay in their plain form).
+    `keys`: only these parts; nothing else is read. Each is a key or a tuple of keys:
+        perdure.load("cp.pt", keys=["epoch", ("model", "fc.weight")])
+
+    Raises CorruptionError (naming file, offset and tensor), UnsupportedError (the file holds what plain data
+    cannot; it names it and its place), NotFoundError, IoError, and InvalidError for keys that are not there.
+    """
+    opened = _open(file)
+    value = opened.value if keys is None else _core.select(opened.value, _key_paths(keys))
+    placement = Placement(map_location)
+    if not placement.is_meta:
+        read_all(opened, value, placement)
+    return decode(value, placement)
+
+
+def read_all(opened: _core.CheckpointFile, value: _core.Value, placement: Placement) -> None:
+    """Reads what `value` refers to into memory of torch's."""
+
+    def prepare(storage):
+        placement.check(storage.device)
+        allocate(storage)
+
+    opened.read_all(value, prepare)
+
+
+@dataclasses.dataclass(frozen=True)
+class Finding:
+    """One damaged or unverifiable place in a file."""
+
+    record: str  #: zip entry, or "" for the file as a whole
+    tensor: str  #: key path of a tensor in it, or ""
+    offset: int  #: in the file: where the damaged block begins
+    what: str  #: a sentence
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport:
+    """What verify found. `state` is "good", "damaged", or "unchecked": sound, but written without checksums."""
+
+    path: str
+    state: str
+    bytes: int  #: read and compared
+    tensors: int
+    findings: tuple[Finding, ...]
+
+    @property
+    def good(self) -> bool:
+        return self.state == "good"
+
+
+def verify(file) -> VerifyReport:
+    """Reads all of a file and compares every checksum in it. Damage is reported, all of it, and never raised."""
+    if hasattr(file, "read"):
+        report = _core.verify_bytes(*_whole(file))
+    else:
+        report = _core.verify(_path(file))
+    findings = tuple(Finding(f.record, f.tensor, f.offset, f.what) for f in report.findings)
+    return VerifyReport(report.path, report.state.name, report.bytes, report.tensors, findings)
+
+
+def libraries() -> dict[str, str]:
+    """What a file says of the libraries that wrote it."""
+    import torch
+
+    return {"torch": str(torch.__version__)}
+
+
+def _open(file):
+    if hasattr(file, "read"):
+        return _core.CheckpointFile.open_bytes(*_whole(file))
+    return _core.CheckpointFile.open(_path(file))
+
+
+def _whole(file):
+    data = file.read()
+    if not isinstance(data, bytes):
+        raise InvalidTypeError(f"{file!r} is not a binary file object: open it with mode 'rb'")
+    return data, str(getattr(file, "name", "<file object>"))
+
+
+def _path(file) -> str:
+    """The path as str; bytes paths too."""
+    try:
+        return os.fsdecode(file)
+    except TypeError:
+        raise InvalidTypeError(
+            f"a path or a binary file object is wanted, and {type(file).__qualname__} is neither; "
+            "the order is perdure.save(state, path)"
+        ) from None
+
+
+def _key_paths(keys):
+    if isinstance(keys, (str, tuple)):
+        raise InvalidError(f'keys is a list of keys or of tuples of keys: keys=[{keys!r}]')
+    return [[encode(k, "key") for k in (key if isinstance(key, tuple) else (key,))] for key in keys]

@@ -1,0 +1,76 @@
+"""Random number generators as part of a TrainingState."""
+
+import random
+import sys
+
+import torch
+
+from .tensors import Placement
+from .values import decode, encode
+
+
+def _tensor(value):
+    return decode(value, Placement("cpu"))
+
+
+def _torch_kind():
+    return lambda: torch.get_rng_state(), torch.set_rng_state
+
+
+def _python_kind():
+    return random.getstate, random.setstate
+
+
+def _numpy_kind():
+    numpy = sys.modules["numpy"]
+    return lambda: _plain(numpy.random.get_state()), numpy.random.set_state
+
+
+def _plain(state):
+    """numpy's tuple has a numpy string nowhere, but its position may be a numpy integer."""
+    return tuple(int(x) if isinstance(x, sys.modules["numpy"].integer) else x for x in state) if isinstance(state, tuple) else state
+
+
+def _cuda_kind():
+    return torch.cuda.get_rng_state_all, _set_cuda
+
+
+def _set_cuda(states):
+    if len(states) != torch.cuda.device_count():
+        raise RuntimeError(
+            f"the file has the random state of {len(states)} CUDA devices, and {torch.cuda.device_count()} are here"
+        )
+    torch.cuda.set_rng_state_all(states)
+
+
+def register(core_state, cuda: bool = False) -> None:
+    """Registers every kind that this process uses now; known ones are left as they are.
+
+    CUDA's is one only once CUDA is in use (asking for it earlier would start CUDA), or where `cuda` says that a
+    file has it.
+    """
+    _add(core_state, "torch", _torch_kind())
+    _add(core_state, "python", _python_kind())
+    if "numpy.random" in sys.modules:
+        _add(core_state, "numpy", _numpy_kind())
+    if torch.cuda.is_initialized() or (cuda and torch.cuda.is_available()):
+        _add(core_state, "cuda", _cuda_kind())
+
+
+def _add(core_state, name, kind):
+    capture, restore = kind
+    core_state.add_rng(
+        name, lambda: encode(capture(), f"state['rng'][{name!r}]"), lambda value: restore(_tensor(value))
+    )
+
+
+def generator_functions(thing):
+    """(get, set) for a generator object of one's own; None where `thing` is none."""
+    if isinstance(thing, torch.Generator):
+        return thing.get_state, thing.set_state
+    if type(thing) is random.Random:
+        return thing.getstate, thing.setstate
+    numpy = sys.modules.get("numpy")
+    if numpy is not None and isinstance(thing, numpy.random.Generator):
+        return lambda: thing.bit_generator.state, lambda s: setattr(thing.bit_generator, "state", s)
+    return None

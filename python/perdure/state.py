@@ -1,0 +1,204 @@
+"""TrainingState: everything that a training run must get back, registered once."""
+
+import types
+
+import torch
+
+from . import _core, rng
+from .arrays import numpy
+from .errors import InvalidError
+from .modules import ModuleEntry
+from .optimizers import OptimizerEntry
+from .tensors import Placement
+from .values import decode, encode
+
+
+class TrainingState:
+    """Everything that a training run must get back, registered once, by name:
+
+        state = perdure.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler, epoch=0)
+
+    Taken are: modules, optimizers, and whatever else has state_dict() and load_state_dict() (schedulers, GradScaler,
+    StatefulDataLoader, classes of your own); torch, numpy and Python generators; and plain values, which become
+    attributes (state.epoch += 1). By itself it holds `step` (state.step += 1 at every optimizer step) and the
+    global random state of Python, numpy, torch and every CUDA device.
+
+    A module without an optimizer is refused, unless optimizer=None says that there is none.
+
+    A restore checks everything before it changes anything, and lists all that does not fit. Lists, dicts, tensors
+    and arrays are filled in place where they fit, so that other names for them stay right; other values are
+    replaced. It matches an optimizer's state by parameter names, and gives back its exact bits.
+    """
+
+    def __init__(self, **things):
+        own = {"_state": _core.TrainingState(), "_things": {}, "_values": {},
+               "_options": types.SimpleNamespace(strict=True)}  # fmt: skip
+        vars(self).update(own)
+        rng.register(self._state)
+        for name, thing in things.items():
+            self.add(name, thing)
+
+    def add(self, name: str, thing) -> None:
+        """Registers one more thing. `name` is its key in the file, and an attribute of this object.
+
+        Raises InvalidError where the name is taken or one of perdure's own ("step", "rng"), or where the thing is
+        neither plain data nor something with state_dict() and load_state_dict().
+        """
+        if hasattr(type(self), name) and name not in ("step", "rng"):  # those two are the core's to refuse
+            raise InvalidError(f"{name!r} is a name of TrainingState's own; register it under another one")
+        if thing is None and "optim" in name:
+            self._state.add_none(name)
+        elif isinstance(thing, torch.nn.Module):
+            self._add_module(name, thing)
+        elif isinstance(thing, torch.optim.Optimizer):
+            self._add_optimizer(name, thing)
+        elif not self._add_object(name, thing):
+            self._add_value(name, thing)
+            return
+        self._things[name] = thing
+
+    def state_dict(self) -> dict:
+        """What goes into a file, as plain data over the live tensors: {name: state, ..., "step": ..., "rng": ...}."""
+        return decode(self._captured(), Placement(fallback="cpu"))
+
+    def load_state_dict(self, state_dict: dict, strict: bool = True) -> None:
+        """Everything in `state_dict` goes back into what is registered. First all of it is checked: where anything
+        does not fit, InvalidError lists every line and nothing is changed. strict=False skips what only one side has.
+        """
+        self._load(encode(state_dict), {}, strict)
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done. The loop counts it; it is the step in the names of the checkpoints."""
+        return self._state.step
+
+    @step.setter
+    def step(self, value: int) -> None:
+        self._state.step = int(value)
+
+    @property
+    def broken(self) -> bool:
+        """A restore failed half way: what is registered is a mix, and is not saved until a restore succeeds."""
+        return self._state.broken
+
+    def _captured(self):
+        self._register_rng()
+        return self._state.state_dict()
+
+    def _register_rng(self):
+        rng.register(self._state)
+
+    def _load(self, value, recorded, strict):
+        rng.register(self._state, cuda=_has_cuda(value))
+        self._options.strict = strict
+        self._state.load_state_dict(value, recorded, strict)
+
+    def _add_module(self, name, module):
+        entry = ModuleEntry(name, module, self._options)
+        self._entry(name, _core.Role.module, entry.state_dict, entry.load_state_dict,
+                    check=entry.check, parameters=entry.parameters)  # fmt: skip
+
+    def _add_optimizer(self, name, optimizer):
+        entry = OptimizerEntry(name, optimizer)
+        self._entry(name, _core.Role.optimizer, entry.state_dict, entry.load_state_dict,
+                    describe=entry.describe, align=entry.align)  # fmt: skip
+
+    def _add_object(self, name, thing) -> bool:
+        functions = rng.generator_functions(thing) or _state_functions(thing)
+        if not functions:
+            return False
+        get, put = functions
+        self._entry(name, _core.Role.other, lambda: encode(get(), f"state[{name!r}]"),
+                    lambda value: put(decode(value, Placement(fallback="cpu"))))  # fmt: skip
+        return True
+
+    def _add_value(self, name, value):
+        encode(value, f"state.{name}")  # what cannot be saved is said now, not at the first save
+        self._entry(name, _core.Role.value, lambda: encode(self._values[name], f"state.{name}"),
+                    lambda v: self._put(name, decode(v, Placement(fallback="cpu"))))  # fmt: skip
+        self._values[name] = value
+
+    def _put(self, name, new):
+        if not _fill(self._values[name], new):
+            self._values[name] = new
+
+    def _entry(self, name, role, get, put, check=None, parameters=None, describe=None, align=None):
+        self._state.add_entry(name, role, get, put, check, parameters, describe, align)
+
+    def __getattr__(self, name):
+        for found in (vars(self).get("_values", {}), vars(self).get("_things", {})):
+            if name in found:
+                return found[name]
+        raise AttributeError(f"nothing is registered as {name!r}")
+
+    def __setattr__(self, name, value):
+        if name == "step":
+            object.__setattr__(self, name, value)
+        elif name in self._values:
+            self._values[name] = value
+        elif name in self._things:
+            raise AttributeError(f"{name!r} is registered as an object and cannot be replaced; restore fills it")
+        else:
+            raise AttributeError(f"nothing is registered as {name!r}; register it first: state.add({name!r}, ...)")
+
+    def __dir__(self):
+        return [*super().__dir__(), *self._things, *self._values]
+
+    def __repr__(self):
+        things = [f"{k}={type(v).__name__ if v is not None else None}" for k, v in self._things.items()]
+        values = [f"{k}={_short(v)}" for k, v in self._values.items()]
+        broken = [" broken: a restore failed half way"] if self.broken else []
+        return f"TrainingState({', '.join([f'step={self.step}', *things, *values, *broken])})"
+
+
+def _short(value) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else f"<{type(value).__name__}>"
+
+
+def _state_functions(thing):
+    if isinstance(thing, type):
+        return None
+    get, put = getattr(thing, "state_dict", None), getattr(thing, "load_state_dict", None)
+    return (get, put) if callable(get) and callable(put) else None
+
+
+def _has_cuda(value) -> bool:
+    """Whether a file has the random state of CUDA devices."""
+    for key, part in value.entries():
+        if key.scalar() == "rng":
+            return any(kind.scalar() == "cuda" for kind, _ in part.entries())
+    return False
+
+
+def _fill(old, new) -> bool:
+    """Gives `old` the content of `new` in place; False where it cannot be."""
+    if type(old) is not type(new):
+        return False
+    if isinstance(old, list):
+        old[:] = new
+    elif type(old) in (dict, set):
+        old.clear()
+        old.update(new)
+    elif isinstance(old, torch.Tensor):
+        return _fill_tensor(old, new)
+    elif numpy is not None and isinstance(old, numpy.ndarray):
+        return _fill_array(old, new)
+    else:
+        return False
+    return True
+
+
+def _fill_tensor(old, new):
+    if old.dtype != new.dtype or old.shape != new.shape or not old.is_leaf:
+        return False
+    with torch.no_grad():
+        old.copy_(new)
+    return True
+
+
+def _fill_array(old, new):
+    if old.dtype != new.dtype or old.shape != new.shape or not old.flags.writeable:
+        return False
+    old[...] = new
+    return True

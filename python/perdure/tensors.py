@@ -1,0 +1,176 @@
+"""torch tensors over the core's storages: addresses out, addresses in, no copies in between."""
+
+import torch
+
+from . import _core, places
+from .errors import InvalidError
+
+# The dtypes that torch.load gives back, under the names that the core has for them too.
+DTYPES = {
+    name: getattr(torch, name)
+    for name in (
+        "float64 float32 float16 bfloat16 complex128 complex64 complex32 int64 int32 int16 int8 "
+        "uint64 uint32 uint16 uint8 bool float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz "
+        "float8_e8m0fnu float4_e2m1fn_x2 bits8 bits16 bits1x8 bits2x4 bits4x2"
+    ).split()
+    if hasattr(torch, name)  # an older torch has fewer
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+
+class TensorEncoder:
+    """Tensors of one state to values. Storages are known by their C++ object: one in, one out."""
+
+    def __init__(self):
+        self._storages = {}  # StorageImpl address -> (torch storage, core storage)
+
+    def encode(self, tensor, place):
+        _require_plain(tensor, place)
+        return _core.Value.of_tensor(
+            self._storage(tensor, place),
+            DTYPE_NAMES[tensor.dtype],
+            list(tensor.shape),
+            list(tensor.stride()),
+            tensor.storage_offset(),
+            tensor.requires_grad,
+            type(tensor) is torch.nn.Parameter,
+            tensor.is_conj(),
+            tensor.is_neg(),
+        )
+
+    def _storage(self, tensor, place):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._storages:
+            self._storages[storage._cdata] = (storage, _core_storage(storage, place))
+        return self._storages[storage._cdata][1]
+
+
+def _core_storage(storage, place):
+    device = str(storage.device)
+    if storage.device.type == "meta":
+        return _core.Storage(0, storage.nbytes(), device)
+    memory = storage if storage.device.type == "cpu" else storage.cpu()
+    if memory.nbytes() and not memory.data_ptr():
+        places.refuse(place, "has no memory (its storage was freed); write it before it is released")
+    return _core.Storage(memory.data_ptr(), memory.nbytes(), device, memory)
+
+
+def _require_plain(tensor, place):
+    """Refuses what is a tensor to Python, but not one run of memory with a shape."""
+    if tensor.is_quantized:
+        places.refuse(place, "is a quantized tensor; write x.int_repr(), x.q_scale() and x.q_zero_point()")
+    if tensor.is_nested:
+        places.refuse(place, "is a nested tensor; write list(x.unbind())")
+    if tensor.layout is not torch.strided:
+        places.refuse(place, f"is a tensor of layout {tensor.layout}; write its parts (indices, values, size) or x.to_dense()")
+    if tensor.dtype not in DTYPE_NAMES:
+        places.refuse(place, f"is a tensor of {tensor.dtype}, which torch.load does not give back; write x.view(torch.uint8)")
+    if tensor._is_zerotensor():
+        places.refuse(place, "is a zero tensor without memory (of forward-mode AD); write x.clone()")
+    if vars(tensor):
+        places.refuse(
+            place,
+            f"is a tensor with attributes of its own ({', '.join(map(str, vars(tensor)))}); write x.detach(), "
+            "and the attributes beside it",
+        )
+
+
+class Placement:
+    """Where tensors go: torch.load's map_location (None, a device, a string, a dict or a callable)."""
+
+    def __init__(self, map_location=None, fallback: str | None = None):
+        """`fallback` is the device for those whose own is not there; without it that is an error."""
+        self._map = map_location
+        self._fallback = fallback
+        self._known = {}
+        self.is_meta = not callable(map_location) and str(map_location) == "meta"
+
+    def device(self, saved: str) -> str:
+        """The device for what was saved on `saved`. Raises InvalidError where there is no such device."""
+        if saved not in self._known:
+            self._known[saved] = self._choose(saved)
+        return self._known[saved]
+
+    def place(self, storage, saved: str):
+        """`storage`, which is in CPU memory, on the device where it belongs."""
+        if callable(self._map):
+            moved = self._map(storage, saved)
+            if moved is not None:
+                return getattr(moved, "_untyped_storage", moved)
+        device = self.device(saved)
+        return storage if device == "cpu" else storage.to(device=torch.device(device))
+
+    def _choose(self, saved):
+        wanted = self._wanted(saved)
+        try:
+            torch.empty(0, device=wanted)
+        except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises for "none here"
+            if self._fallback:
+                return self._fallback
+            reason = str(error).partition("\n")[0]
+            raise InvalidError(
+                f"tensors of this file belong on {wanted!r}, which is not there ({reason}); "
+                'load them elsewhere: map_location="cpu"'
+            ) from None
+        return wanted
+
+    def _wanted(self, saved):
+        if self._map is None or callable(self._map):
+            return saved
+        if isinstance(self._map, dict):
+            return str(self._map.get(saved, saved))
+        return str(self._map)
+
+    def check(self, saved: str):
+        """Raises before anything is read where what was saved on `saved` has nowhere to go."""
+        if not callable(self._map):
+            self.device(saved)
+
+
+def allocate(storage: _core.Storage):
+    """Gives a storage of the core memory that torch owns, so that tensors can be made over it."""
+    memory = torch.UntypedStorage(storage.size)
+    storage.set_data(memory.data_ptr(), memory)
+
+
+class TensorDecoder:
+    """Values to tensors; each storage is placed once."""
+
+    def __init__(self, placement: Placement):
+        self._placement = placement
+        self._storages = {}
+
+    def decode(self, t: _core.Tensor):
+        core = t.storage
+        if core.identity not in self._storages:
+            self._storages[core.identity] = self._torch_storage(core)
+        storage = self._storages[core.identity]
+        tensor = torch.empty(0, dtype=DTYPES[t.dtype], device=storage.device)
+        tensor.set_(storage, t.storage_offset, t.shape, t.strides)
+        return _finish(tensor, t)
+
+    def _torch_storage(self, core):
+        if self._placement.is_meta or core.device == "meta":
+            return torch.UntypedStorage(core.size, device="meta")
+        return self._placement.place(_memory(core), core.device)
+
+
+def _memory(core):
+    """The torch storage behind a core storage, or a copy where the core itself owns the memory."""
+    if isinstance(core.owner, torch.UntypedStorage):
+        return core.owner
+    storage = torch.UntypedStorage(core.size)
+    if core.size:
+        bytes_ = torch.frombuffer(bytearray(core.data()), dtype=torch.uint8)
+        torch.empty(0, dtype=torch.uint8).set_(storage, 0, (core.size,)).copy_(bytes_)
+    return storage
+
+
+def _finish(tensor, t):
+    if t.conj:
+        torch._C._set_conj(tensor, True)
+    if t.neg:
+        torch._C._set_neg(tensor, True)
+    if t.parameter:
+        return torch.nn.Parameter(tensor, requires_grad=t.requires_grad)
+    return tensor.requires_grad_() if t.requires_grad else tensor
