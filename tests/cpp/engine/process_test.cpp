@@ -1,0 +1,133 @@
+// More than one process: the lock, forked children, and SIGKILL in the middle of everything.
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <perdure/checkpoint_manager.hpp>
+#include <random>
+
+#include "engine/run_fixture.hpp"
+
+namespace perdure::test {
+namespace {
+
+class ProcessTest : public RunFixture {
+ protected:
+  template <class Body>
+  static pid_t start(Body&& body) {
+    const pid_t child = ::fork();
+    if (child == 0) ::_exit(body());
+    return child;
+  }
+  static int status_of(pid_t child) {
+    int status = 0;
+    ::waitpid(child, &status, 0);
+    return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+  // 0 where `action` throws an Error of that code.
+  template <class Action>
+  static int refuses(ErrorCode code, Action&& action) {
+    try {
+      action();
+    } catch (const Error& error) {
+      return error.code() == code ? 0 : 2;
+    }
+    return 1;
+  }
+};
+
+TEST_F(ProcessTest, OneManagerAtATime) {
+  auto manager = open();
+  EXPECT_ERROR(locked, std::to_string(::getpid()), open());
+  EXPECT_EQ(status_of(start([&] { return refuses(ErrorCode::locked, [&] { open(); }); })), 0);
+  manager.close();
+  EXPECT_EQ(status_of(start([&] {
+              open();
+              return 0;
+            })),
+            0);
+}
+
+TEST_F(ProcessTest, AForkedChildIsRefusedEverythingAndDisturbsNothing) {
+  auto manager = std::unique_ptr<CheckpointManager>(new CheckpointManager(open()));
+  save(*manager, 1);
+  const auto in_child = [&] {
+    int failed = refuses(ErrorCode::invalid, [&] { save(*manager, 2); });
+    failed += refuses(ErrorCode::invalid, [&] { restore(*manager); });
+    failed += refuses(ErrorCode::invalid, [&] { manager->latest_step(); });
+    failed += refuses(ErrorCode::invalid, [&] { manager->wait(); });
+    failed += refuses(ErrorCode::invalid, [&] { manager->close(); });
+    manager.reset();  // as at exit
+    failed += refuses(ErrorCode::locked, [&] { open(); });
+    return failed;
+  };
+  EXPECT_EQ(status_of(start(in_child)), 0);
+  EXPECT_EQ(status_of(start([&] { return refuses(ErrorCode::locked, [&] { open(); }); })), 0);
+  save(*manager, 3);
+  EXPECT_EQ(restore(*manager), 3);
+}
+
+// The trainer is killed while a worker that it forked lives: the next trainer starts at once.
+TEST_F(ProcessTest, TheRunIsFreeAtOnceAfterSigkillThoughWorkersLive) {
+  int ready[2];
+  int stay[2];
+  ASSERT_EQ(::pipe(ready), 0);
+  ASSERT_EQ(::pipe(stay), 0);
+  const pid_t trainer = start([&] {
+    auto manager = open();
+    save(manager, 1);
+    if (::fork() == 0) {
+      ::close(stay[1]);
+      char byte = 'r';
+      [[maybe_unused]] auto written = ::write(ready[1], &byte, 1);
+      [[maybe_unused]] auto count = ::read(stay[0], &byte, 1);
+      ::_exit(0);
+    }
+    return ::pause();
+  });
+  ::close(stay[0]);
+  char byte = 0;
+  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  ::kill(trainer, SIGKILL);
+  EXPECT_EQ(status_of(trainer), -SIGKILL);
+  auto manager = open();
+  EXPECT_EQ(restore(manager), 1);
+  for (const int fd : {ready[0], ready[1], stay[1]}) ::close(fd);
+}
+
+// A trainer that saves all the time is killed at random moments: what it had acknowledged is there,
+// whole.
+TEST_F(ProcessTest, KilledAtRandomMomentsItNeverGoesBack) {
+  constexpr int kKills = 40;
+  std::mt19937 random(20240501);
+  std::int64_t acknowledged = 0;
+  for (int kill = 0; kill < kKills; ++kill) {
+    int told[2];
+    ASSERT_EQ(::pipe(told), 0);
+    const pid_t trainer = start([&] {
+      auto manager = open({.keep_last = 2});
+      std::int64_t step = std::max<std::int64_t>(restore(manager), 0);
+      while (true) {
+        ++step;
+        if (save(manager, step).error()) return 1;
+        if (::write(told[1], &step, sizeof step) != sizeof step) return 1;
+      }
+    });
+    ::close(told[1]);
+    ::usleep(static_cast<useconds_t>(1000 + random() % 60000));
+    ::kill(trainer, SIGKILL);
+    EXPECT_EQ(status_of(trainer), -SIGKILL);
+    for (std::int64_t step = 0; ::read(told[0], &step, sizeof step) == sizeof step;)
+      acknowledged = step;
+    ::close(told[0]);
+    auto manager = open();
+    EXPECT_GE(std::max<std::int64_t>(restore(manager), 0), acknowledged);
+    EXPECT_TRUE(warnings.empty()) << warnings[0];
+    for (const std::string& name : TemporaryDirectory::names_in(path))
+      EXPECT_FALSE(name.ends_with(".tmp")) << name;
+  }
+  EXPECT_GT(acknowledged, 0);
+}
+
+}  // namespace
+}  // namespace perdure::test

@@ -1,0 +1,158 @@
+// Linux, with faults: the n-th call of a kind fails, reads and writes come out short, calls are
+// interrupted. Counts the descriptors that are open, so that a leak is seen.
+#pragma once
+
+#include <set>
+
+#include "io/system.hpp"
+
+namespace perdure::test {
+
+enum class Call {
+  openat,
+  close,
+  duplicate,
+  pread,
+  pwrite,
+  fallocate,
+  ftruncate,
+  fsync,
+  fstat,
+  fchmod,
+  lock,
+  fstatat,
+  renameat2,
+  unlinkat,
+  mkdirat,
+  readlinkat,
+  list,
+};
+inline constexpr Call kAllCalls[] = {
+    Call::openat,     Call::close,     Call::duplicate, Call::pread,    Call::pwrite,
+    Call::fallocate,  Call::ftruncate, Call::fsync,     Call::fstat,    Call::fchmod,
+    Call::lock,       Call::fstatat,   Call::renameat2, Call::unlinkat, Call::mkdirat,
+    Call::readlinkat, Call::list};
+
+class FaultySystem final : public io::System {
+ public:
+  // The n-th call of that kind from now on, counted from 1, fails with `error`. Once.
+  void fail(Call call, int n, int error) {
+    call_ = call;
+    countdown_ = n;
+    error_ = error;
+    fired_ = false;
+  }
+  bool fired() const { return fired_; }
+  std::size_t open_descriptors() const { return open_.size(); }
+  int count(Call call) const { return counts_[static_cast<int>(call)]; }
+
+  std::size_t transfer_limit = SIZE_MAX;  // the most that one pread or pwrite moves
+  bool interrupting = false;              // every other call that may be interrupted is
+  std::uint64_t size_limit = UINT64_MAX;
+  int no_replace_error = 0;  // what renameat2 says to a flag, as NFS does
+  int lock_error = 0;        // what every lock says
+
+  int openat(int directory, const char* path, int flags, mode_t mode) override {
+    if (const int e = fault(Call::openat)) return e;
+    return opened(real().openat(directory, path, flags, mode));
+  }
+  int close(int fd) override {
+    open_.erase(fd);
+    const int result = real().close(fd);
+    const int e = fault(Call::close, false);
+    return e ? e : result;
+  }
+  int duplicate(int fd) override {
+    if (const int e = fault(Call::duplicate, false)) return e;
+    return opened(real().duplicate(fd));
+  }
+  std::int64_t pread(int fd, MutableBytes into, std::uint64_t offset) override {
+    if (const int e = fault(Call::pread)) return e;
+    return real().pread(fd, into.first(std::min(into.size(), transfer_limit)), offset);
+  }
+  std::int64_t pwrite(int fd, ConstBytes bytes, std::uint64_t offset) override {
+    if (const int e = fault(Call::pwrite)) return e;
+    return real().pwrite(fd, bytes.first(std::min(bytes.size(), transfer_limit)), offset);
+  }
+  int fallocate(int fd, std::uint64_t size) override {
+    if (const int e = fault(Call::fallocate)) return e;
+    return real().fallocate(fd, size);
+  }
+  int ftruncate(int fd, std::uint64_t size) override {
+    if (const int e = fault(Call::ftruncate, false)) return e;
+    return real().ftruncate(fd, size);
+  }
+  int fsync(int fd) override {
+    if (const int e = fault(Call::fsync)) return e;
+    return real().fsync(fd);
+  }
+  int fstat(int fd, struct stat& status) override {
+    if (const int e = fault(Call::fstat, false)) return e;
+    return real().fstat(fd, status);
+  }
+  int fchmod(int fd, mode_t mode) override {
+    if (const int e = fault(Call::fchmod, false)) return e;
+    return real().fchmod(fd, mode);
+  }
+  int lock(int fd, int command, struct flock& lock) override {
+    if (const int e = fault(Call::lock)) return e;
+    if (lock_error != 0) return lock_error;
+    return real().lock(fd, command, lock);
+  }
+  int fstatat(int directory, const char* name, struct stat& status, int flags) override {
+    if (const int e = fault(Call::fstatat, false)) return e;
+    return real().fstatat(directory, name, status, flags);
+  }
+  int renameat2(int from_directory, const char* from, int to_directory, const char* to,
+                unsigned flags) override {
+    if (const int e = fault(Call::renameat2)) return e;
+    if (flags != 0 && no_replace_error != 0) return no_replace_error;
+    return real().renameat2(from_directory, from, to_directory, to, flags);
+  }
+  int unlinkat(int directory, const char* name) override {
+    if (const int e = fault(Call::unlinkat, false)) return e;
+    return real().unlinkat(directory, name);
+  }
+  int mkdirat(int directory, const char* name, mode_t mode) override {
+    if (const int e = fault(Call::mkdirat, false)) return e;
+    return real().mkdirat(directory, name, mode);
+  }
+  int readlinkat(int directory, const char* name, std::string& target) override {
+    if (const int e = fault(Call::readlinkat, false)) return e;
+    return real().readlinkat(directory, name, target);
+  }
+  int list(int directory, std::vector<std::string>& names) override {
+    if (const int e = fault(Call::list, false)) return e;
+    return real().list(directory, names);
+  }
+  int available(int fd, std::uint64_t& bytes) override { return real().available(fd, bytes); }
+  std::uint64_t file_size_limit() override { return size_limit; }
+  std::uint64_t random() override { return real().random(); }
+  pid_t process_id() override { return real().process_id(); }
+
+ private:
+  static io::System& real() { return io::real_system(); }
+
+  int fault(Call call, bool interruptible = true) {
+    ++counts_[static_cast<int>(call)];
+    if (call == call_ && countdown_ > 0 && --countdown_ == 0) {
+      fired_ = true;
+      return -error_;
+    }
+    return interruptible && interrupting && (flip_ = !flip_) ? -EINTR : 0;
+  }
+  int opened(int fd) {
+    if (fd >= 0) open_.insert(fd);
+    return fd;
+  }
+
+  Call call_ = Call::openat;
+  int countdown_ = 0;
+  int error_ = 0;
+  bool fired_ = false;
+  bool flip_ = false;
+  int counts_[std::size(kAllCalls)] = {};
+  std::set<int> open_;
+};
+
+}  // namespace perdure::test

@@ -1,0 +1,16 @@
+#include "storage/memory_storage.hpp"
+
+#include "storage/storage_suite.hpp"
+
+namespace perdure::test {
+
+INSTANTIATE_TEST_SUITE_P(Memory, StorageSuite,
+                         testing::Values(StorageKind{
+                             "memory", [] {
+                               auto store = std::make_shared<storage::MemoryStorage::Store>();
+                               return [store] {
+                                 return std::make_shared<storage::MemoryStorage>(store);
+                               };
+                             }}));
+
+}  // namespace perdure::test
