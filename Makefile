@@ -1,0 +1,93 @@
+# The commands of the README. Each installs what it needs; what is built stays in build/ and .venv/.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+FUZZ_SECONDS ?= 60
+SOAK_MINUTES ?= 60
+BENCH_FLAGS ?=
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+export CMAKE_CXX_COMPILER_LAUNCHER ?= $(shell command -v ccache)
+export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
+export PERDURE_CLI := $(CURDIR)/build/dev/cli/perdure
+export PERDURE_CROSSING := $(CURDIR)/build/dev/tests/cpp/crossing
+export PERDURE_KILLEE := $(CURDIR)/build/dev/tests/cpp/killee
+
+torch = $(firstword $(wildcard .venv/lib/python3*/site-packages/torch))
+with_torch = -DPERDURE_WITH_TORCH=ON -DCMAKE_PREFIX_PATH=$(CURDIR)/$(torch)/share/cmake
+sources = git ls-files -co --exclude-standard '*.cpp' '*.hpp'
+banner = @printf '\n=== %s ===\n' "$(1)"
+
+.PHONY: help demo test bench soak format setup setup-tests build wheel unit-tests python-tests \
+	sanitizer-tests fuzz-tests install-test user-test format-check clean
+
+help:  ## Says what there is
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
+
+demo: setup build wheel  ## Trains a small GPT, kills it again and again, proves that nothing was lost
+	.venv/bin/python examples/demo.py --cpp build/dev/examples/cpp/train_gpt --cpp-sample build/dev/examples/cpp/sample_gpt
+
+test: setup-tests build unit-tests wheel python-tests sanitizer-tests fuzz-tests install-test user-test format-check  ## Runs every test
+	$(call banner,all tests passed)
+
+bench: setup wheel  ## Prints the benchmark tables (BENCH_FLAGS="--help" says what can be set)
+	.venv/bin/python bench/save_load.py $(BENCH_FLAGS)
+
+soak: setup-tests build wheel fuzzers  ## Kills and fuzzes for SOAK_MINUTES; PERDURE_SEED repeats a run
+	scripts/soak "$(SOAK_MINUTES)"
+
+format: setup-tests  ## Formats the C++ sources
+	$(sources) | xargs clang-format-19 -i
+
+setup:
+	@scripts/setup
+
+setup-tests:
+	@scripts/setup --tests
+
+build:
+	$(call banner,build)
+	cmake --preset dev -DPERDURE_BUILD_TESTS=$(if $(filter demo,$(MAKECMDGOALS)),OFF,ON) -DPERDURE_BUILD_EXAMPLES=ON $(with_torch)
+	cmake --build --preset dev
+
+wheel:
+	$(call banner,python package)
+	.venv/bin/python -m pip install -q --no-build-isolation --no-deps --force-reinstall --config-settings=build-dir=build/wheel .
+
+unit-tests:
+	$(call banner,C++ tests)
+	ctest --preset dev -j2
+
+python-tests:
+	$(call banner,Python tests)
+	.venv/bin/python -m pytest -q
+
+sanitizer-tests:
+	$(call banner,C++ tests under ASan and UBSan)
+	cmake --preset asan $(with_torch)
+	cmake --build --preset asan
+	ctest --preset asan -j2
+
+fuzzers:
+	cmake --preset fuzz
+	cmake --build --preset fuzz
+
+fuzz-tests: fuzzers
+	$(call banner,fuzz targets: $(FUZZ_SECONDS) s each)
+	scripts/fuzz "$(FUZZ_SECONDS)"
+
+install-test:
+	$(call banner,installed package)
+	scripts/test-install build/dev "$(CURDIR)/$(torch)/share/cmake"
+
+user-test:
+	$(call banner,as an ordinary user)
+	scripts/test-as-user
+
+format-check:
+	$(call banner,format)
+	$(sources) | xargs clang-format-19 --dry-run --Werror
+
+clean:  ## Removes what was built, keeps .venv
+	rm -rf build
