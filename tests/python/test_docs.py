@@ -1,0 +1,73 @@
+"""The code in the README is run: Python as it stands, C++ as part of an example that is built and run."""
+
+import pathlib
+import re
+import subprocess
+
+import pytest
+import torch
+
+import perdure
+
+ROOT = pathlib.Path(__file__).resolve().parents[2]
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+
+
+def words_of_the_reader():
+    """What the samples take for granted."""
+    model = torch.nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(model.parameters())
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
+
+    def train_one_epoch(state):
+        loss = model(torch.ones(1, 4)).sum()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+        state.step += 1
+        return loss.detach()
+
+    return dict(model=model, optimizer=optimizer, scheduler=scheduler, epochs=3, train_one_epoch=train_one_epoch, perdure=perdure)
+
+
+def test_python_samples_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    samples = blocks("python")
+    assert len(samples) == 2
+    names = words_of_the_reader()
+    for sample in samples:
+        exec(sample, names)
+    assert names["state"]["epoch"] == 3
+    assert [checkpoint.step for checkpoint in perdure.CheckpointManager("runs/gpt").checkpoints()] == [3, 2, 1]
+    assert perdure.verify("cp.pt").state == "good"
+
+
+@pytest.mark.parametrize("number, example", [(0, "everyday.cpp"), (1, "one_file.cpp")])
+def test_cpp_samples_stand_in_an_example(number, example):
+    assert blocks("cpp")[number] in (ROOT / "examples" / "cpp" / example).read_text()
+
+
+def cpp_example(name):
+    program = ROOT / "build" / "dev" / "examples" / "cpp" / name
+    if not program.exists():
+        pytest.skip(f"{program} is not built: make build")
+    return program
+
+
+def test_cpp_examples_run(tmp_path):
+    everyday = [cpp_example("everyday"), tmp_path / "run"]
+    assert "epoch 10:" in subprocess.run(everyday, check=True, capture_output=True, text=True).stdout
+    again = subprocess.run(everyday, check=True, capture_output=True, text=True).stdout
+    assert again.startswith("restored: ") and "epoch 1:" not in again
+    one_file = [cpp_example("one_file"), tmp_path / "cp.pt"]
+    assert subprocess.run(one_file, check=True, capture_output=True, text=True).stdout == "epoch 3, best loss 0.5\n"
+    assert torch.load(tmp_path / "cp.pt")["epoch"] == 3
+
+
+def test_python_example_runs(tmp_path):
+    command = ["python", ROOT / "examples" / "python" / "everyday.py", tmp_path / "run"]
+    assert "epoch 10:" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert "epoch 1:" not in subprocess.run(command, check=True, capture_output=True, text=True).stdout
