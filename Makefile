@@ -16,6 +16,7 @@ export PERDURE_KILLEE := $(CURDIR)/build/dev/tests/cpp/killee
 
 torch = $(firstword $(wildcard .venv/lib/python3*/site-packages/torch))
 with_torch = -DPERDURE_WITH_TORCH=ON -DCMAKE_PREFIX_PATH=$(CURDIR)/$(torch)/share/cmake
+strict = $(if $(CI),-DCMAKE_COMPILE_WARNING_AS_ERROR=ON)
 sources = git ls-files -co --exclude-standard '*.cpp' '*.hpp'
 banner = @printf '\n=== %s ===\n' "$(1)"
 
@@ -48,7 +49,7 @@ setup-tests:
 
 build:
 	$(call banner,build)
-	cmake --preset dev -DPERDURE_BUILD_TESTS=$(if $(filter demo,$(MAKECMDGOALS)),OFF,ON) -DPERDURE_BUILD_EXAMPLES=ON $(with_torch)
+	cmake --preset dev -DPERDURE_BUILD_TESTS=$(if $(filter demo,$(MAKECMDGOALS)),OFF,ON) -DPERDURE_BUILD_EXAMPLES=ON $(strict) $(with_torch)
 	cmake --build --preset dev
 
 wheel:
@@ -68,6 +69,7 @@ sanitizer-tests:
 	cmake --preset asan $(with_torch)
 	cmake --build --preset asan
 	ctest --preset asan -j2
+	PERDURE_CLI=$(CURDIR)/build/asan/cli/perdure .venv/bin/python -m pytest -q tests/python/test_cli.py -k 'not starts_quickly'
 
 fuzzers:
 	cmake --preset fuzz

@@ -1,9 +1,10 @@
 // CheckpointManager: the checkpoints of one training run, in one directory.
 //
-// A save is acknowledged when it survives kill -9 and a power cut; a reader sees a whole checkpoint or none;
-// a restore takes the newest and falls back only on proven damage (docs/design.md, "The promise").
-// One manager per run directory at a time, in one process: the directory is locked while it is open.
-// Not synchronised: call it from the training thread. A forked child gets Error(invalid) from every call.
+// A save is acknowledged when it survives kill -9 and a power cut; a reader sees a whole checkpoint
+// or none; a restore takes the newest and falls back only on proven damage (docs/design.md, "The
+// promise"). One manager per run directory at a time, in one process: the directory is locked while
+// it is open. Not synchronised: call it from the training thread. A forked child gets
+// Error(invalid) from every call.
 #pragma once
 
 #include <chrono>
@@ -12,10 +13,9 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <perdure/state.hpp>
 #include <string>
 #include <vector>
-
-#include <perdure/state.hpp>
 
 namespace perdure {
 
@@ -25,24 +25,26 @@ class Storage;
 
 enum class Mode { min, max };
 
-// Keep the `count` checkpoints with the lowest (min) or highest (max) value of a metric. NaN never is best;
-// of equal ones the older is kept.
+// Keep the `count` checkpoints with the lowest (min) or highest (max) value of a metric. NaN never
+// is best; of equal ones the older is kept.
 struct Best {
   std::string metric;
   Mode mode = Mode::min;
   std::size_t count = 1;
 };
 
-// What becomes of a save that failed. In both cases the handle has the error, and wait() and close() throw it.
+// What becomes of a save that failed. In both cases the handle has the error, and wait() and
+// close() throw it.
 enum class OnError {
-  warn,   // the training goes on, `warning` is told; the third failure in a row is thrown all the same
+  warn,   // the training goes on, `warning` is told; the third failure in a row is thrown all the
+          // same
   raise,  // the next call of save throws it (today: the same call)
 };
 // What a save does while another one is in flight.
 enum class WhenBusy { wait, skip };
 
 struct ManagerOptions {
-  std::size_t keep_last = 3;                 // at least 1
+  std::size_t keep_last = 3;  // at least 1
   std::vector<Best> keep_best = {};
   OnError on_error = OnError::warn;
   WhenBusy when_busy = WhenBusy::wait;
@@ -52,27 +54,27 @@ struct ManagerOptions {
 
 struct Checkpoint {
   std::filesystem::path path;
-  std::uint64_t size = 0;                    // bytes of the file
-  CheckpointInfo info;                       // step, generation, parent, metrics, created, reason, ...
+  std::uint64_t size = 0;  // bytes of the file
+  CheckpointInfo info;     // step, generation, parent, metrics, created, reason, ...
   std::int64_t step() const noexcept { return info.step; }
   std::uint64_t generation() const noexcept { return info.generation; }
 };
 
 struct SaveStats {
-  std::uint64_t bytes = 0;                   // of the file
-  std::chrono::duration<double> stalled{};   // how long save() held the caller
-  std::chrono::duration<double> durable{};   // from the call of save() until it was durable
+  std::uint64_t bytes = 0;                  // of the file
+  std::chrono::duration<double> stalled{};  // how long save() held the caller
+  std::chrono::duration<double> durable{};  // from the call of save() until it was durable
 };
 
 // One save. Copies refer to the same save. Safe to use from any thread.
 class SaveHandle {
  public:
-  bool done() const;                                          // durable, failed or skipped
-  void wait() const;                                          // until done; throws what the save had to say
-  bool wait(std::chrono::duration<double> timeout) const;     // false where it is not done in time
-  bool skipped() const;                                       // WhenBusy::skip and another one was in flight
-  std::exception_ptr error() const;                           // null while not done and when it went well
-  std::optional<Checkpoint> checkpoint() const;               // what was saved, once it is durable
+  bool done() const;  // durable, failed or skipped
+  void wait() const;  // until done; throws what the save had to say
+  bool wait(std::chrono::duration<double> timeout) const;  // false where it is not done in time
+  bool skipped() const;                          // WhenBusy::skip and another one was in flight
+  std::exception_ptr error() const;              // null while not done and when it went well
+  std::optional<Checkpoint> checkpoint() const;  // what was saved, once it is durable
   SaveStats stats() const;
 
   struct State;
@@ -83,9 +85,9 @@ class SaveHandle {
 };
 
 struct RestoreOptions {
-  std::optional<std::int64_t> step = {};     // this step (its newest generation) instead of the newest
-  std::filesystem::path path = {};           // this file, any that load() takes, instead of one of the run
-  bool strict = true;                        // false: what only one side has is skipped
+  std::optional<std::int64_t> step = {};  // this step (its newest generation) instead of the newest
+  std::filesystem::path path = {};  // this file, any that load() takes, instead of one of the run
+  bool strict = true;               // false: what only one side has is skipped
 };
 
 class CheckpointManager {
@@ -99,41 +101,46 @@ class CheckpointManager {
   CheckpointManager(const CheckpointManager&) = delete;
   CheckpointManager& operator=(const CheckpointManager&) = delete;
 
-  // Restores the newest whole checkpoint into `state`, falling back past damaged ones (set aside as *.damaged,
-  // and told). nullopt: there is none yet. A named step or path never falls back.
-  // Errors: corrupt (all there are, are damaged), invalid (does not fit: everything is listed), not_found, io, unsupported.
+  // Restores the newest whole checkpoint into `state`, falling back past damaged ones (set aside as
+  // *.damaged, and told). nullopt: there is none yet. A named step or path never falls back.
+  // Errors: corrupt (all there are, are damaged), invalid (does not fit: everything is listed),
+  // not_found, io, unsupported.
   std::optional<Checkpoint> restore(TrainingState& state, const RestoreOptions& options = {});
   // Saves `state` as the next generation of its step. Prunes afterwards what need not be kept.
   SaveHandle save(const TrainingState& state, const Metrics& metrics = {});
 
-  // The same for a tree of one's own: `info` gives step, metrics, reason and optimizers; the rest is filled in.
+  // The same for a tree of one's own: `info` gives step, metrics, reason and optimizers; the rest
+  // is filled in.
   SaveHandle save(const Value& state, CheckpointInfo info);
-  // `take` gets each candidate, newest first, until it returns; Error(corrupt) from it means damage. It may be
-  // called with a file that turns out damaged while it reads, so it must change nothing before it has read all.
+  // `take` gets each candidate, newest first, until it returns; Error(corrupt) from it means
+  // damage. It may be called with a file that turns out damaged while it reads, so it must change
+  // nothing before it has read all.
   using Take = std::function<void(const CheckpointFile&)>;
   std::optional<Checkpoint> restore(const RestoreOptions& options, const Take& take);
 
   // Newest first, by generation. Damaged ones that were found so far are not among them.
   std::vector<Checkpoint> checkpoints() const;
   std::optional<Checkpoint> latest() const;
-  std::optional<std::int64_t> latest_step() const;                         // step of the newest generation
-  std::optional<std::int64_t> best_step(const std::string& metric) const;  // mode as in keep_best; min where it is not there
-  std::vector<std::int64_t> all_steps() const;                             // ascending, each once
+  std::optional<std::int64_t> latest_step() const;  // step of the newest generation
+  std::optional<std::int64_t> best_step(
+      const std::string& metric) const;         // mode as in keep_best; min where it is not there
+  std::vector<std::int64_t> all_steps() const;  // ascending, each once
   const std::filesystem::path& directory() const;
 
-  void wait();    // until nothing is in flight; throws the error of a save that nobody has seen
-  void close();   // wait(), then gives up the lock; later calls but close() are Error(invalid)
+  void wait();   // until nothing is in flight; throws the error of a save that nobody has seen
+  void close();  // wait(), then gives up the lock; later calls but close() are Error(invalid)
 
  private:
   struct Parts;
   std::unique_ptr<Parts> parts_;
 };
 
-// The checkpoints in a run directory, newest first, without taking its lock (for tools; another process may
-// add and prune meanwhile). Files whose names or records are not of a checkpoint are left out.
+// The checkpoints in a run directory, newest first, without taking its lock (for tools; another
+// process may add and prune meanwhile). Files whose names or records are not of a checkpoint are
+// left out.
 struct ListedCheckpoint {
   Checkpoint checkpoint;
-  std::string problem;   // why it cannot be read, or ""
+  std::string problem;  // why it cannot be read, or ""
 };
 std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& directory);
 

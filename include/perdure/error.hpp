@@ -1,8 +1,8 @@
 // The one exception type of perdure, and the spans that all of its interfaces speak in.
 //
-// Every failure that a caller can meet is an Error: its text says what happened, where (path, offset,
-// tensor) and what can be done; its code() says which kind it is. Absence is not an error: it is
-// std::nullopt. Nothing in perdure aborts, prints, or throws from a destructor.
+// Every failure that a caller can meet is an Error: its text says what happened, where (path,
+// offset, tensor) and what can be done; its code() says which kind it is. Absence is not an error:
+// it is std::nullopt. Nothing in perdure aborts, prints, or throws from a destructor.
 #pragma once
 
 #include <cstddef>
@@ -16,10 +16,11 @@ using ConstBytes = std::span<const std::byte>;
 using MutableBytes = std::span<std::byte>;
 
 enum class ErrorCode {
-  io,           // the operating system refused; errno_value() says why
-  corrupt,      // the bytes are provably damaged: structure or checksum; restore falls back on this alone
-  not_found,    // a file, step or key that was asked for by name does not exist
-  invalid,      // the caller's arguments or state do not fit (wrong type, shape, name, order of calls)
+  io,         // the operating system refused; errno_value() says why
+  corrupt,    // the bytes are provably damaged: structure or checksum; restore falls back on this
+              // alone
+  not_found,  // a file, step or key that was asked for by name does not exist
+  invalid,  // the caller's arguments or state do not fit (wrong type, shape, name, order of calls)
   unsupported,  // whole and well-formed, but not something that this version can take
   cancelled,    // given up because the owner was closed or asked to stop
   full,         // no space or quota left, or the file would pass a size limit

@@ -1,8 +1,8 @@
 // One file: save it so that it is durable, load it so that it is verified, look into it, check it.
 //
-// The file is PyTorch's own zip format (docs/format.md): torch.load opens what save writes, and load opens
-// what torch.save writes, without ever executing anything that is in it.
-// The functions may be called from any thread; two saves to one path are each whole, the later rename wins.
+// The file is PyTorch's own zip format (docs/format.md): torch.load opens what save writes, and
+// load opens what torch.save writes, without ever executing anything that is in it. The functions
+// may be called from any thread; two saves to one path are each whole, the later rename wins.
 #pragma once
 
 #include <filesystem>
@@ -10,10 +10,9 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <perdure/value.hpp>
 #include <string>
 #include <vector>
-
-#include <perdure/value.hpp>
 
 namespace perdure {
 
@@ -23,42 +22,47 @@ using Metrics = std::map<std::string, double>;
 struct CheckpointInfo {
   int format_version = 1;
   std::int64_t step = 0;
-  std::uint64_t generation = 0;                // 0: a one-file save, not part of a run directory
-  std::uint64_t parent = 0;                    // generation that the run was restored from; 0: none
-  Metrics metrics;                             // NaN and infinities are kept
-  double created = 0;                          // seconds since 1970, UTC, of the writer's clock: for people, never for order
-  std::string reason = "regular";              // regular, preemption, final
-  std::string writer;                          // "perdure 0.1.0"
+  std::uint64_t generation = 0;  // 0: a one-file save, not part of a run directory
+  std::uint64_t parent = 0;      // generation that the run was restored from; 0: none
+  Metrics metrics;               // NaN and infinities are kept
+  double created =
+      0;  // seconds since 1970, UTC, of the writer's clock: for people, never for order
+  std::string reason = "regular";                // regular, preemption, final
+  std::string writer;                            // "perdure 0.1.0"
   std::map<std::string, std::string> libraries;  // "torch" -> "2.13.0"
-  // Per optimizer (by its key path joined with "."): class name and the parameter names of each group.
+  // Per optimizer (by its key path joined with "."): class name and the parameter names of each
+  // group.
   struct Optimizer {
-    std::string class_name;                    // "AdamW"
+    std::string class_name;                             // "AdamW"
     std::vector<std::vector<std::string>> param_names;  // empty where they are not known
   };
   std::map<std::string, Optimizer> optimizers;
 };
 
-// Saves `state` (usually a Dict) at `path`: temporary file in the same folder, written, fsynced, renamed,
-// folder fsynced. When it returns, the file survives a power cut; when it throws, what was at `path` before is
-// untouched. An existing file's permission bits are kept.
-// Errors: invalid (a value that torch.load could not take: names the place and what to write instead),
-// full (no space; found out before anything is written where the file system allows), io.
+// Saves `state` (usually a Dict) at `path`: temporary file in the same folder, written, fsynced,
+// renamed, folder fsynced. When it returns, the file survives a power cut; when it throws, what was
+// at `path` before is untouched. An existing file's permission bits are kept. Errors: invalid (a
+// value that torch.load could not take: names the place and what to write instead), full (no space;
+// found out before anything is written where the file system allows), io.
 void save(const std::filesystem::path& path, const Value& state);
 
 struct LoadOptions {
-  // "": where each tensor was saved from; "cpu", "cuda:1", ...: there; "meta": no data is read at all.
-  // The core only marks the storages; placing them on a device is done by torch.hpp.
+  // "": where each tensor was saved from; "cpu", "cuda:1", ...: there; "meta": no data is read at
+  // all. The core only marks the storages; placing them on a device is done by torch.hpp.
   std::string map_location = {};
-  // Only these parts: each is a path of keys, {"model"} or {"model", "fc.weight"}. Nothing else is read.
+  // Only these parts: each is a path of keys, {"model"} or {"model", "fc.weight"}. Nothing else is
+  // read.
   std::vector<KeyPath> keys = {};
 };
 
-// Loads any file that torch.save (1.6 and newer) or perdure wrote. Every byte has its checksum compared.
-// Errors: corrupt (names file, offset and tensor), unsupported (holds what plain data cannot: names it and its
-// place; or a newer format), not_found, invalid (keys that are not there), io.
+// Loads any file that torch.save (1.6 and newer) or perdure wrote. Every byte has its checksum
+// compared. Errors: corrupt (names file, offset and tensor), unsupported (holds what plain data
+// cannot: names it and its place; or a newer format), not_found, invalid (keys that are not there),
+// io.
 Value load(const std::filesystem::path& path, const LoadOptions& options = {});
 
-// What a reader needs of a file. read fills all of `into` or throws Error. Must be safe to call from several threads.
+// What a reader needs of a file. read fills all of `into` or throws Error. Must be safe to call
+// from several threads.
 class Source {
  public:
   virtual ~Source() = default;
@@ -72,7 +76,8 @@ std::shared_ptr<Source> open_source(const std::filesystem::path& path);
 // Reading may be done by several threads at once.
 class CheckpointFile {
  public:
-  // `allow_opaque`: what plain data cannot hold becomes Kind::opaque (to show it) instead of Error(unsupported).
+  // `allow_opaque`: what plain data cannot hold becomes Kind::opaque (to show it) instead of
+  // Error(unsupported).
   static CheckpointFile open(const std::filesystem::path& path, bool allow_opaque = false);
   static CheckpointFile open(std::shared_ptr<const Source> source, bool allow_opaque = false);
   CheckpointFile(CheckpointFile&&) noexcept;
@@ -80,26 +85,28 @@ class CheckpointFile {
   ~CheckpointFile();
 
   const std::string& name() const;
-  std::uint64_t size() const;                       // bytes of the whole file
-  const Value& value() const;                       // tensors whose storages have data == nullptr until read
+  std::uint64_t size() const;  // bytes of the whole file
+  const Value& value() const;  // tensors whose storages have data == nullptr until read
   const std::optional<CheckpointInfo>& info() const;
-  bool has_checksums() const;                       // false: written with compute_crc32=False; nothing can be verified
-  bool has_block_checksums() const;                 // true: written by perdure
+  bool has_checksums() const;  // false: written with compute_crc32=False; nothing can be verified
+  bool has_block_checksums() const;  // true: written by perdure
 
   // The storages, by record number: storages()[i]->record == i.
   const std::vector<std::shared_ptr<TensorStorage>>& storages() const;
-  // Reads one storage into memory of the caller's, of exactly its size, checksums compared before it returns.
+  // Reads one storage into memory of the caller's, of exactly its size, checksums compared before
+  // it returns.
   void read(std::size_t storage, MutableBytes into) const;
-  // Reads the storages that `value` (a part of value(), or all of it) refers to and that have no data yet.
-  // `allocate` sets data (and owner) for size bytes; the default allocates memory that the storage owns.
-  // Storages on the device "meta" are left alone. When it throws, some storages may have data, unverified.
+  // Reads the storages that `value` (a part of value(), or all of it) refers to and that have no
+  // data yet. `allocate` sets data (and owner) for size bytes; the default allocates memory that
+  // the storage owns. Storages on the device "meta" are left alone. When it throws, some storages
+  // may have data, unverified.
   using Allocate = std::function<void(TensorStorage&)>;
   void read_all(const Value& value, const Allocate& allocate = {}) const;
 
-  struct Record {                                   // one zip entry
-    std::string name;                               // without the archive's top folder
-    std::uint64_t offset = 0;                       // of its data in the file
-    std::uint64_t size = 0;                         // stored bytes
+  struct Record {              // one zip entry
+    std::string name;          // without the archive's top folder
+    std::uint64_t offset = 0;  // of its data in the file
+    std::uint64_t size = 0;    // stored bytes
     std::uint32_t crc32 = 0;
   };
   const std::vector<Record>& records() const;
@@ -112,17 +119,17 @@ class CheckpointFile {
 
 // One damaged or unverifiable place.
 struct Finding {
-  std::string record;   // zip entry, or "" for the file as a whole
-  std::string tensor;   // key path of a tensor in it, or ""
+  std::string record;        // zip entry, or "" for the file as a whole
+  std::string tensor;        // key path of a tensor in it, or ""
   std::uint64_t offset = 0;  // in the file: start of the damaged block
-  std::string what;     // a sentence
+  std::string what;          // a sentence
 };
 
 struct VerifyReport {
   enum class State { good, unchecked, damaged };
   std::string path;
-  State state = State::good;    // unchecked: structure is sound, but the file carries no checksums
-  std::uint64_t bytes = 0;      // read and compared
+  State state = State::good;  // unchecked: structure is sound, but the file carries no checksums
+  std::uint64_t bytes = 0;    // read and compared
   std::uint64_t tensors = 0;
   std::vector<Finding> findings;
 };
@@ -133,9 +140,11 @@ VerifyReport verify(const std::filesystem::path& path);
 VerifyReport verify(std::shared_ptr<const Source> source);
 
 // For file objects and tests: writes the file's bytes, front to back, to `sink`.
-void write_to(const std::function<void(ConstBytes)>& sink, const Value& state, const CheckpointInfo& info);
+void write_to(const std::function<void(ConstBytes)>& sink, const Value& state,
+              const CheckpointInfo& info);
 
-// The part of `state` that the key paths name, in the same nesting. Error(invalid) where one is not there.
+// The part of `state` that the key paths name, in the same nesting. Error(invalid) where one is not
+// there.
 Value select(const Value& state, const std::vector<KeyPath>& keys);
 
 }  // namespace perdure

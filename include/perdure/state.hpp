@@ -1,18 +1,18 @@
 // TrainingState: everything that a training run must get back, registered once, by reference.
 //
-// It holds `step` and, for every library whose objects are added (LibTorch through perdure/torch.hpp), the
-// random number generators. What is added must outlive the state. Not synchronised: one thread at a time.
+// It holds `step` and, for every library whose objects are added (LibTorch through
+// perdure/torch.hpp), the random number generators. What is added must outlive the state. Not
+// synchronised: one thread at a time.
 #pragma once
 
 #include <concepts>
 #include <functional>
 #include <optional>
+#include <perdure/file.hpp>
 #include <string>
 #include <type_traits>
 #include <utility>
 #include <vector>
-
-#include <perdure/file.hpp>
 
 namespace perdure {
 
@@ -20,7 +20,8 @@ class TrainingState;
 
 enum class Role { value, module, optimizer, other };
 
-// What does not fit, one line each ("model.fc.weight: shape [3, 4] in the file, [3, 5] in the module").
+// What does not fit, one line each ("model.fc.weight: shape [3, 4] in the file, [3, 5] in the
+// module").
 using Problems = std::vector<std::string>;
 
 // Who a parameter is: the address of its tensor object and its name ("model.fc.weight").
@@ -34,18 +35,21 @@ struct ParameterName {
 //   static Value state_dict(const T&);
 //   static void load_state_dict(T&, const Value&);
 // and, where they help, any of:
-//   static void check(const T&, const Value&, Problems&);        // what would not fit, without changing anything
-//   static void attach(TrainingState&);                          // called by add: register RNG kinds
-//   static std::vector<ParameterName> parameters(const T&);      // modules: names without the entry's own
-//   static CheckpointInfo::Optimizer describe(const T&, const std::vector<ParameterName>&);   // optimizers
-//   static Value align(const T&, const Value&, const CheckpointInfo::Optimizer& recorded,
-//                      const std::vector<ParameterName>&, Problems&);  // optimizers: file order -> own order
+//   static void check(const T&, const Value&, Problems&);        // what would not fit, without
+//   changing anything static void attach(TrainingState&);                          // called by
+//   add: register RNG kinds static std::vector<ParameterName> parameters(const T&);      //
+//   modules: names without the entry's own static CheckpointInfo::Optimizer describe(const T&,
+//   const std::vector<ParameterName>&);   // optimizers static Value align(const T&, const Value&,
+//   const CheckpointInfo::Optimizer& recorded,
+//                      const std::vector<ParameterName>&, Problems&);  // optimizers: file order ->
+//                      own order
 template <class T>
 struct Adapter;
 
 class TrainingState {
  public:
-  // One registered thing, type-erased. The functions mirror Adapter; only the first two are required.
+  // One registered thing, type-erased. The functions mirror Adapter; only the first two are
+  // required.
   struct Entry {
     std::string name;
     Role role = Role::other;
@@ -54,7 +58,9 @@ class TrainingState {
     std::function<void(const Value&, Problems&)> check;
     std::function<std::vector<ParameterName>()> parameters;
     std::function<CheckpointInfo::Optimizer(const std::vector<ParameterName>&)> describe;
-    std::function<Value(const Value&, const CheckpointInfo::Optimizer&, const std::vector<ParameterName>&, Problems&)> align;
+    std::function<Value(const Value&, const CheckpointInfo::Optimizer&,
+                        const std::vector<ParameterName>&, Problems&)>
+        align;
   };
   // One kind of random number generator: "torch", "python", "numpy", "cuda".
   struct RngKind {
@@ -65,12 +71,12 @@ class TrainingState {
 
   std::int64_t step = 0;  // optimizer steps done; the loop counts it
 
-  // Registers `object` under `name`, which becomes the key in the file. Error(invalid) where the name is
-  // taken, empty, or one of perdure's own ("step", "rng").
+  // Registers `object` under `name`, which becomes the key in the file. Error(invalid) where the
+  // name is taken, empty, or one of perdure's own ("step", "rng").
   template <class T>
   void add(std::string name, T& object);
-  // add("optimizer", nullptr) says that this run has no optimizer. Without it, a state with a module and no
-  // optimizer is refused: momentum forgotten is the mistake that nobody notices.
+  // add("optimizer", nullptr) says that this run has no optimizer. Without it, a state with a
+  // module and no optimizer is refused: momentum forgotten is the mistake that nobody notices.
   void add(std::string name, std::nullptr_t);
   void add_entry(Entry entry);
   void add_rng(RngKind kind);  // a second one of the same name is ignored
@@ -83,11 +89,13 @@ class TrainingState {
   // What the file should say of each optimizer: class and parameter names.
   std::map<std::string, CheckpointInfo::Optimizer> optimizers() const;
 
-  // Everything in `value` goes back into what is registered. First all of it is checked; where anything does
-  // not fit, Error(invalid) lists every line and nothing is changed. With strict = false, names that only
-  // one side has are skipped. Where an object throws half way, the state is broken() until a load succeeds.
-  // `recorded`: what the file says of its optimizers (empty for files that are not perdure's).
-  void load_state_dict(const Value& value, const std::map<std::string, CheckpointInfo::Optimizer>& recorded = {},
+  // Everything in `value` goes back into what is registered. First all of it is checked; where
+  // anything does not fit, Error(invalid) lists every line and nothing is changed. With strict =
+  // false, names that only one side has are skipped. Where an object throws half way, the state is
+  // broken() until a load succeeds. `recorded`: what the file says of its optimizers (empty for
+  // files that are not perdure's).
+  void load_state_dict(const Value& value,
+                       const std::map<std::string, CheckpointInfo::Optimizer>& recorded = {},
                        bool strict = true);
   bool broken() const noexcept { return broken_; }
 
@@ -97,34 +105,43 @@ class TrainingState {
 
   std::vector<Entry> entries_;
   std::vector<RngKind> rng_kinds_;
-  Dict kept_rng_;                 // RNG kinds of the file that this program has not: written back as they were
+  Dict kept_rng_;  // RNG kinds of the file that this program has not: written back as they were
   bool without_optimizer_ = false;
   bool broken_ = false;
 };
 
 // Plain values: bool, integers, float, double, std::string, Value, Dict.
 template <class T>
-concept PlainValue = std::same_as<T, bool> || std::integral<T> || std::floating_point<T> || std::same_as<T, std::string> ||
-                     std::same_as<T, Value> || std::same_as<T, Dict>;
+concept PlainValue =
+    std::same_as<T, bool> || std::integral<T> || std::floating_point<T> ||
+    std::same_as<T, std::string> || std::same_as<T, Value> || std::same_as<T, Dict>;
 
 template <PlainValue T>
 struct Adapter<T> {
   static constexpr Role role = Role::value;
   static Value state_dict(const T& x) {
-    if constexpr (std::floating_point<T>) return Value(static_cast<double>(x));
-    else return Value(x);
+    if constexpr (std::floating_point<T>)
+      return Value(static_cast<double>(x));
+    else
+      return Value(x);
   }
   static T convert(const Value& v) {
-    if constexpr (std::same_as<T, bool>) return v.as_bool();
+    if constexpr (std::same_as<T, bool>)
+      return v.as_bool();
     else if constexpr (std::integral<T>) {
       const std::int64_t x = v.as_int();
       if (!std::in_range<T>(x))
-        throw Error(ErrorCode::invalid, "the value " + std::to_string(x) + " does not fit the registered integer type");
+        throw Error(ErrorCode::invalid,
+                    "the value " + std::to_string(x) + " does not fit the registered integer type");
       return static_cast<T>(x);
-    } else if constexpr (std::floating_point<T>) return static_cast<T>(v.as_double());
-    else if constexpr (std::same_as<T, std::string>) return v.as_string();
-    else if constexpr (std::same_as<T, Dict>) return v.as_dict();
-    else return v;
+    } else if constexpr (std::floating_point<T>)
+      return static_cast<T>(v.as_double());
+    else if constexpr (std::same_as<T, std::string>)
+      return v.as_string();
+    else if constexpr (std::same_as<T, Dict>)
+      return v.as_dict();
+    else
+      return v;
   }
   static void load_state_dict(T& x, const Value& v) { x = convert(v); }
   static void check(const T&, const Value& v, Problems& problems) {
@@ -149,10 +166,14 @@ void TrainingState::add(std::string name, T& object) {
   if constexpr (requires { A::parameters(object); })
     entry.parameters = [&object] { return A::parameters(object); };
   if constexpr (requires(const std::vector<ParameterName>& names) { A::describe(object, names); })
-    entry.describe = [&object](const std::vector<ParameterName>& names) { return A::describe(object, names); };
-  if constexpr (requires(const Value& v, const CheckpointInfo::Optimizer& o, const std::vector<ParameterName>& n,
+    entry.describe = [&object](const std::vector<ParameterName>& names) {
+      return A::describe(object, names);
+    };
+  if constexpr (requires(const Value& v, const CheckpointInfo::Optimizer& o,
+                         const std::vector<ParameterName>& n,
                          Problems& p) { A::align(object, v, o, n, p); })
-    entry.align = [&object](const Value& v, const CheckpointInfo::Optimizer& o, const std::vector<ParameterName>& n,
+    entry.align = [&object](const Value& v, const CheckpointInfo::Optimizer& o,
+                            const std::vector<ParameterName>& n,
                             Problems& p) { return A::align(object, v, o, n, p); };
   add_entry(std::move(entry));
   if constexpr (requires(TrainingState& s) { A::attach(s); }) A::attach(*this);

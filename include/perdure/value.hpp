@@ -1,9 +1,10 @@
 // What a checkpoint holds: a tree of plain Python-like values with tensors as leaves.
 //
 // A Value is a handle, as a name is in Python: copying one copies scalars and shares containers,
-// tensors and storages. Sharing is meaningful (tied weights, a list that is in two places) and survives
-// a save and a load. Values are not synchronised: share them between threads for reading only.
-// std-only: LibTorch tensors enter through perdure/torch.hpp, Python's through the perdure module.
+// tensors and storages. Sharing is meaningful (tied weights, a list that is in two places) and
+// survives a save and a load. Values are not synchronised: share them between threads for reading
+// only. std-only: LibTorch tensors enter through perdure/torch.hpp, Python's through the perdure
+// module.
 #pragma once
 
 #include <complex>
@@ -12,6 +13,7 @@
 #include <initializer_list>
 #include <memory>
 #include <optional>
+#include <perdure/error.hpp>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -19,33 +21,53 @@
 #include <variant>
 #include <vector>
 
-#include <perdure/error.hpp>
-
 namespace perdure {
 
-// Every dtype that torch.load (2.13) gives back. The numbers stand in files (.perdure/index): append only.
+// Every dtype that torch.load (2.13) gives back. The numbers stand in files (.perdure/index):
+// append only.
 enum class DType : std::uint8_t {
-  float64 = 0, float32 = 1, float16 = 2, bfloat16 = 3,
-  complex128 = 4, complex64 = 5, complex32 = 6,
-  int64 = 7, int32 = 8, int16 = 9, int8 = 10,
-  uint64 = 11, uint32 = 12, uint16 = 13, uint8 = 14, boolean = 15,
-  float8_e4m3fn = 16, float8_e4m3fnuz = 17, float8_e5m2 = 18, float8_e5m2fnuz = 19, float8_e8m0fnu = 20,
+  float64 = 0,
+  float32 = 1,
+  float16 = 2,
+  bfloat16 = 3,
+  complex128 = 4,
+  complex64 = 5,
+  complex32 = 6,
+  int64 = 7,
+  int32 = 8,
+  int16 = 9,
+  int8 = 10,
+  uint64 = 11,
+  uint32 = 12,
+  uint16 = 13,
+  uint8 = 14,
+  boolean = 15,
+  float8_e4m3fn = 16,
+  float8_e4m3fnuz = 17,
+  float8_e5m2 = 18,
+  float8_e5m2fnuz = 19,
+  float8_e8m0fnu = 20,
   float4_e2m1fn_x2 = 21,
-  bits8 = 22, bits16 = 23, bits1x8 = 24, bits2x4 = 25, bits4x2 = 26,
+  bits8 = 22,
+  bits16 = 23,
+  bits1x8 = 24,
+  bits2x4 = 25,
+  bits4x2 = 26,
 };
 inline constexpr std::size_t kDTypeCount = 27;
 
-std::size_t itemsize(DType dtype) noexcept;           // bytes of one element
-std::string_view dtype_name(DType dtype) noexcept;    // as in torch, without "torch.": "float32", "bool"
+std::size_t itemsize(DType dtype) noexcept;  // bytes of one element
+std::string_view dtype_name(
+    DType dtype) noexcept;  // as in torch, without "torch.": "float32", "bool"
 std::optional<DType> dtype_from_name(std::string_view name) noexcept;
 
 // A run of memory that one or more tensors look into; the counterpart of torch's UntypedStorage.
 struct TensorStorage {
-  std::byte* data = nullptr;          // null: known by size only (not read yet, or on the meta device)
-  std::uint64_t size = 0;             // bytes
-  std::string device = "cpu";         // "cpu", "cuda:0", "meta", ...: where it lived, or should live
+  std::byte* data = nullptr;   // null: known by size only (not read yet, or on the meta device)
+  std::uint64_t size = 0;      // bytes
+  std::string device = "cpu";  // "cpu", "cuda:0", "meta", ...: where it lived, or should live
   std::shared_ptr<const void> owner;  // keeps data alive; null where the caller does
-  std::int64_t record = -1;           // number of its record (data/N) in the file it came from; -1: none
+  std::int64_t record = -1;  // number of its record (data/N) in the file it came from; -1: none
 };
 
 // A strided view into a storage. Shape, strides and storage_offset count elements, as in torch.
@@ -56,13 +78,14 @@ struct Tensor {
   std::vector<std::int64_t> strides;
   std::int64_t storage_offset = 0;
   bool requires_grad = false;
-  bool parameter = false;             // torch.nn.Parameter
-  bool conj = false;                  // lazily conjugated (complex only)
-  bool neg = false;                   // lazily negated
+  bool parameter = false;  // torch.nn.Parameter
+  bool conj = false;       // lazily conjugated (complex only)
+  bool neg = false;        // lazily negated
 
   std::uint64_t numel() const;
-  // First and one past the last byte of the storage that the elements touch; {0, 0} without elements.
-  // Throws Error(invalid) for negative sizes or strides and where the arithmetic overflows.
+  // First and one past the last byte of the storage that the elements touch; {0, 0} without
+  // elements. Throws Error(invalid) for negative sizes or strides and where the arithmetic
+  // overflows.
   std::pair<std::uint64_t, std::uint64_t> byte_range() const;
   // A C-contiguous tensor over memory of the caller's, which must outlive the use of the tensor.
   static Tensor over(void* data, DType dtype, std::vector<std::int64_t> shape);
@@ -71,17 +94,19 @@ struct Tensor {
 class Value;
 class Dict;
 
-// An integer outside of int64: little-endian two's complement, as few bytes as hold it (Python's LONG1).
+// An integer outside of int64: little-endian two's complement, as few bytes as hold it (Python's
+// LONG1).
 struct BigInt {
   std::string bytes;
   bool operator==(const BigInt&) const = default;
 };
 
-// A thing in a pickle that perdure gives no meaning to. It can be shown; load refuses it. Never executed.
+// A thing in a pickle that perdure gives no meaning to. It can be shown; load refuses it. Never
+// executed.
 struct Opaque;
 
-// Turns a foreign type into a Value: specialise with `static Value convert(const T&)`. torch.hpp does it
-// for at::Tensor, so that perdure::Dict{{"w", torch::ones({3})}} is written as it reads.
+// Turns a foreign type into a Value: specialise with `static Value convert(const T&)`. torch.hpp
+// does it for at::Tensor, so that perdure::Dict{{"w", torch::ones({3})}} is written as it reads.
 template <class T>
 struct ToValue;
 
@@ -92,13 +117,26 @@ concept ConvertibleToValue = requires(const T& x) {
 
 // The kinds, and what they are in Python.
 enum class Kind : std::uint8_t {
-  none, boolean, integer, real, complex,                         // None bool int float complex
-  string, bytes, bytearray,                                      // str (UTF-8, lone surrogates kept) bytes bytearray
-  list, tuple, set, size,                                        // list tuple set torch.Size
-  dict, ordered_dict, counter,                                   // dict OrderedDict (+ attributes) Counter
-  dtype, device, layout,                                         // torch.dtype torch.device torch.layout
-  tensor,                                                        // torch.Tensor, torch.nn.Parameter
-  opaque,                                                        // anything else: only ever read, never written
+  none,
+  boolean,
+  integer,
+  real,
+  complex,  // None bool int float complex
+  string,
+  bytes,
+  bytearray,  // str (UTF-8, lone surrogates kept) bytes bytearray
+  list,
+  tuple,
+  set,
+  size,  // list tuple set torch.Size
+  dict,
+  ordered_dict,
+  counter,  // dict OrderedDict (+ attributes) Counter
+  dtype,
+  device,
+  layout,  // torch.dtype torch.device torch.layout
+  tensor,  // torch.Tensor, torch.nn.Parameter
+  opaque,  // anything else: only ever read, never written
 };
 std::string_view kind_name(Kind kind) noexcept;  // "dict", "torch.Size", ...: the Python name
 
@@ -106,21 +144,21 @@ class Value {
  public:
   using Items = std::vector<Value>;
 
-  Value() noexcept = default;                                    // None
-  Value(std::nullptr_t) noexcept {}                              // None
+  Value() noexcept = default;        // None
+  Value(std::nullptr_t) noexcept {}  // None
   template <std::same_as<bool> T>
   Value(T x) : data_(static_cast<bool>(x)), kind_(Kind::boolean) {}
   template <std::integral T>
     requires(!std::same_as<T, bool> && !std::same_as<T, char>)
   Value(T x) : Value(from_integer(x)) {}
-  Value(BigInt x);                                               // normalised: small ones become int64
+  Value(BigInt x);  // normalised: small ones become int64
   Value(double x) : data_(x), kind_(Kind::real) {}
   Value(std::complex<double> x) : data_(x), kind_(Kind::complex) {}
   Value(const char* x) : Value(std::string(x)) {}
   Value(std::string_view x) : Value(std::string(x)) {}
   Value(std::string x) : data_(std::move(x)), kind_(Kind::string) {}
   Value(DType x) : data_(x), kind_(Kind::dtype) {}
-  Value(Dict x);                                                 // the kind is the dict's own
+  Value(Dict x);  // the kind is the dict's own
   Value(Tensor x);
   template <ConvertibleToValue T>
   Value(const T& x) : Value(ToValue<T>::convert(x)) {}
@@ -129,39 +167,42 @@ class Value {
   static Value bytearray(std::string x);
   static Value list(Items items);
   static Value tuple(Items items);
-  static Value set(Items items);                                 // items must be hashable and distinct
-  static Value size(std::vector<std::int64_t> sizes);            // torch.Size
-  static Value device(std::string name);                         // "cuda:0"
-  static Value layout(std::string name);                         // "torch.strided"
+  static Value set(Items items);                       // items must be hashable and distinct
+  static Value size(std::vector<std::int64_t> sizes);  // torch.Size
+  static Value device(std::string name);               // "cuda:0"
+  static Value layout(std::string name);               // "torch.strided"
   static Value opaque(Opaque x);
 
   Kind kind() const noexcept { return kind_; }
   bool is_none() const noexcept { return kind_ == Kind::none; }
-  bool is_mapping() const noexcept;                              // dict, ordered_dict, counter
-  bool is_sequence() const noexcept;                             // list, tuple, set, size
+  bool is_mapping() const noexcept;   // dict, ordered_dict, counter
+  bool is_sequence() const noexcept;  // list, tuple, set, size
 
   // Each throws Error(invalid), naming the kind that is there, where the kind is another.
   bool as_bool() const;
-  std::int64_t as_int() const;                                   // also of a bool; not of a BigInt
-  double as_double() const;                                      // of a real or an integer
+  std::int64_t as_int() const;  // also of a bool; not of a BigInt
+  double as_double() const;     // of a real or an integer
   std::complex<double> as_complex() const;
-  const std::string& as_string() const;                          // string, bytes, bytearray, device, layout
+  const std::string& as_string() const;  // string, bytes, bytearray, device, layout
   DType as_dtype() const;
-  const BigInt* as_big_int() const noexcept;                     // null where the integer fits an int64
-  const Items& as_items() const;                                 // list, tuple, set, size
+  const BigInt* as_big_int() const noexcept;  // null where the integer fits an int64
+  const Items& as_items() const;              // list, tuple, set, size
   Items& as_items();
-  const Dict& as_dict() const;                                   // dict, ordered_dict, counter
+  const Dict& as_dict() const;  // dict, ordered_dict, counter
   Dict& as_dict();
   const Tensor& as_tensor() const;
   Tensor& as_tensor();
   const Opaque& as_opaque() const;
 
-  // Element of a mapping, or of a list or tuple. Error(not_found) names the key and those that are there.
+  // Element of a mapping, or of a list or tuple. Error(not_found) names the key and those that are
+  // there.
   const Value& operator[](std::string_view key) const;
   const Value& operator[](const char* key) const { return (*this)[std::string_view(key)]; }
   template <std::integral T>
-  const Value& operator[](T index) const { return at_integer(static_cast<std::int64_t>(index)); }
-  bool contains(std::string_view key) const;                     // false too where this is no mapping
+  const Value& operator[](T index) const {
+    return at_integer(static_cast<std::int64_t>(index));
+  }
+  bool contains(std::string_view key) const;  // false too where this is no mapping
 
   // Identity of the container or tensor behind this handle (Python's `is`); null for scalars.
   const void* identity() const noexcept;
@@ -181,8 +222,9 @@ class Value {
   const Value& at_integer(std::int64_t index) const;
   [[noreturn]] void wrong_kind(std::string_view wanted) const;
 
-  std::variant<std::monostate, bool, std::int64_t, BigInt, double, std::complex<double>, std::string, DType,
-               std::shared_ptr<Items>, std::shared_ptr<Dict>, std::shared_ptr<Tensor>, std::shared_ptr<Opaque>>
+  std::variant<std::monostate, bool, std::int64_t, BigInt, double, std::complex<double>,
+               std::string, DType, std::shared_ptr<Items>, std::shared_ptr<Dict>,
+               std::shared_ptr<Tensor>, std::shared_ptr<Opaque>>
       data_;
   Kind kind_ = Kind::none;
 };
@@ -190,8 +232,9 @@ class Value {
 struct Opaque {
   std::string module;  // "__main__"
   std::string name;    // "Config"
-  Value arguments;     // what it would have been called with: a tuple, or None where it is a bare global
-  Value state;         // what BUILD would have set, or None
+  Value
+      arguments;  // what it would have been called with: a tuple, or None where it is a bare global
+  Value state;    // what BUILD would have set, or None
 };
 
 // A mapping in insertion order. Keys compare as in Python: 1, 1.0 and True are one key.
@@ -200,7 +243,7 @@ class Dict {
  public:
   using Entry = std::pair<Value, Value>;
 
-  explicit Dict(Kind kind = Kind::dict) : kind_(kind) {}         // dict, ordered_dict or counter
+  explicit Dict(Kind kind = Kind::dict) : kind_(kind) {}  // dict, ordered_dict or counter
   Dict(std::initializer_list<Entry> entries);
 
   Kind kind() const noexcept { return kind_; }
@@ -210,11 +253,12 @@ class Dict {
   auto begin() const noexcept { return entries_.begin(); }
   auto end() const noexcept { return entries_.end(); }
 
-  // Sets or replaces. Error(invalid) where the key is not hashable (list, dict, set, bytearray) or a tensor.
+  // Sets or replaces. Error(invalid) where the key is not hashable (list, dict, set, bytearray) or
+  // a tensor.
   Dict& set(Value key, Value value);
-  const Value* find(const Value& key) const;                     // null where absent
+  const Value* find(const Value& key) const;  // null where absent
   Value* find(const Value& key);
-  const Value& at(const Value& key) const;                       // Error(not_found) names the keys that are there
+  const Value& at(const Value& key) const;  // Error(not_found) names the keys that are there
 
   // Instance attributes of an OrderedDict, such as a state_dict's _metadata; empty for nearly all.
   const std::shared_ptr<Dict>& attributes() const noexcept { return attributes_; }
@@ -223,7 +267,7 @@ class Dict {
  private:
   Kind kind_;
   std::vector<Entry> entries_;
-  std::unordered_map<std::string, std::size_t> index_;           // canonical key -> place in entries_
+  std::unordered_map<std::string, std::size_t> index_;  // canonical key -> place in entries_
   std::shared_ptr<Dict> attributes_;
 };
 

@@ -26,9 +26,12 @@ struct CheckpointFile::Parts {
     index = records.read_index();
     const std::string pickle = records.read_required("data.pkl");
     with_file_name(records.source(), [&] {
-      decoded = format::decode(format::read_pickle(pickle), [this](std::string_view key) { return record_size(key); }, allow_opaque);
+      decoded = format::decode(
+          format::read_pickle(pickle), [this](std::string_view key) { return record_size(key); },
+          allow_opaque);
     });
-    for (const std::string& key : decoded.keys) storage_records.push_back(records.find("data/" + key));
+    for (const std::string& key : decoded.keys)
+      storage_records.push_back(records.find("data/" + key));
   }
 
   std::optional<std::uint64_t> record_size(std::string_view key) const {
@@ -38,16 +41,26 @@ struct CheckpointFile::Parts {
 
   void check_version() const {
     const std::string& name = records.source().name();
-    if (const Record* order = records.find("byteorder"); order != nullptr && records.read_text(*order) != "little")
-      throw Error(ErrorCode::unsupported, fmt::format("{}: written on a big-endian machine; load it with torch.load and save it again", name));
+    if (const Record* order = records.find("byteorder");
+        order != nullptr && records.read_text(*order) != "little")
+      throw Error(
+          ErrorCode::unsupported,
+          fmt::format(
+              "{}: written on a big-endian machine; load it with torch.load and save it again",
+              name));
     const Record* record = records.find("version");
     if (record == nullptr) record = records.find(".data/version");
-    if (record == nullptr) throw Error(ErrorCode::unsupported, fmt::format("{}: a zip file without a version, so not a PyTorch checkpoint", name));
+    if (record == nullptr)
+      throw Error(
+          ErrorCode::unsupported,
+          fmt::format("{}: a zip file without a version, so not a PyTorch checkpoint", name));
     const std::string text = records.read_text(*record);
     int version = 0;
     std::from_chars(text.data(), text.data() + text.size(), version);
     if (version < 1 || version > 10)
-      throw Error(ErrorCode::unsupported, fmt::format("{}: PyTorch file format version {}; this perdure reads 1 to 10", name, repr(Value(text))));
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}: PyTorch file format version {}; this perdure reads 1 to 10",
+                              name, repr(Value(text))));
   }
 
   std::string tensor_in(std::size_t storage) const {
@@ -77,27 +90,36 @@ const Value& CheckpointFile::value() const { return parts_->decoded.value; }
 const std::optional<CheckpointInfo>& CheckpointFile::info() const { return parts_->info; }
 bool CheckpointFile::has_checksums() const { return parts_->records.has_checksums(); }
 bool CheckpointFile::has_block_checksums() const { return parts_->index.has_value(); }
-const std::vector<std::shared_ptr<TensorStorage>>& CheckpointFile::storages() const { return parts_->decoded.storages; }
-const std::vector<CheckpointFile::Record>& CheckpointFile::records() const { return parts_->records.records(); }
+const std::vector<std::shared_ptr<TensorStorage>>& CheckpointFile::storages() const {
+  return parts_->decoded.storages;
+}
+const std::vector<CheckpointFile::Record>& CheckpointFile::records() const {
+  return parts_->records.records();
+}
 
 void CheckpointFile::read(std::size_t storage, MutableBytes into) const {
   if (storage >= storages().size())
-    throw Error(ErrorCode::invalid, fmt::format("{}: storage {} of {}", name(), storage, storages().size()));
+    throw Error(ErrorCode::invalid,
+                fmt::format("{}: storage {} of {}", name(), storage, storages().size()));
   const Record& record = *parts_->storage_records[storage];
   if (into.size() != record.size)
-    throw Error(ErrorCode::invalid, fmt::format("{}: {} bytes to read record {} of {} bytes into", name(), into.size(), record.name, record.size));
+    throw Error(ErrorCode::invalid, fmt::format("{}: {} bytes to read record {} of {} bytes into",
+                                                name(), into.size(), record.name, record.size));
   const auto damaged = parts_->records.check(record, parts_->index, into);
   if (damaged.empty()) return;
   throw Error(ErrorCode::corrupt,
-              fmt::format("{}: {} is damaged: {} bytes at offset {} (record {}) do not have the checksum that they were written with",
-                          name(), parts_->tensor_in(storage), damaged[0].size, damaged[0].offset, record.name));
+              fmt::format("{}: {} is damaged: {} bytes at offset {} (record {}) do not have the "
+                          "checksum that they were written with",
+                          name(), parts_->tensor_in(storage), damaged[0].size, damaged[0].offset,
+                          record.name));
 }
 
 namespace {
 
 void allocate_owned(TensorStorage& storage) {
   constexpr std::size_t kCacheLine = 64;
-  auto* memory = static_cast<std::byte*>(::operator new(storage.size, std::align_val_t{kCacheLine}));
+  auto* memory =
+      static_cast<std::byte*>(::operator new(storage.size, std::align_val_t{kCacheLine}));
   storage.owner = std::shared_ptr<const void>(memory, [](const void* p) {
     ::operator delete(const_cast<void*>(p), std::align_val_t{kCacheLine});
   });
@@ -113,14 +135,17 @@ void CheckpointFile::read_all(const Value& value, const Allocate& allocate) cons
     if (storage.record < 0 || storage.data != nullptr || storage.device == "meta") return;
     const auto number = static_cast<std::size_t>(storage.record);
     if (number >= wanted.size() || storages()[number] != tensor.storage)
-      throw Error(ErrorCode::invalid, fmt::format("{}: {} is a tensor of another file", name(), format_path(path)));
+      throw Error(ErrorCode::invalid,
+                  fmt::format("{}: {} is a tensor of another file", name(), format_path(path)));
     wanted[number] = true;
   });
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     if (!wanted[i]) continue;
     TensorStorage& storage = *storages()[i];
-    if (allocate) allocate(storage);
-    else allocate_owned(storage);
+    if (allocate)
+      allocate(storage);
+    else
+      allocate_owned(storage);
     read(i, MutableBytes(storage.data, storage.size));
   }
 }

@@ -15,7 +15,7 @@ namespace perdure::engine {
 namespace {
 
 // data.pkl of 100,000 tensors is 20 MB. A bound on what a hostile file can make us allocate.
-constexpr std::uint64_t kMaxTextRecord = std::uint64_t{1} << 30;
+constexpr std::uint64_t kMaxTextRecord = format::kMaxPickle;
 
 std::string read_head(const Source& source) {
   std::string head(std::min<std::uint64_t>(source.size(), 512), '\0');
@@ -24,8 +24,10 @@ std::string read_head(const Source& source) {
 }
 
 bool is_legacy(std::string_view head) {
-  // Pickle protocol 2 of the number 0x1950a86a20f9469cfc6c, the magic number of torch.save before 1.6.
-  return head.starts_with(std::string_view("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 14));
+  // Pickle protocol 2 of the number 0x1950a86a20f9469cfc6c, the magic number of torch.save
+  // before 1.6.
+  return head.starts_with(
+      std::string_view("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19", 14));
 }
 bool is_tar(std::string_view head) { return head.size() >= 262 && head.substr(257, 5) == "ustar"; }
 
@@ -36,48 +38,58 @@ FileRecords::FileRecords(std::shared_ptr<const Source> source) : source_(std::mo
   records_ = format::read_zip_directory(*source_);
   for (const auto& record : records_) by_name_.push_back(&record);
   std::ranges::sort(by_name_, {}, &CheckpointFile::Record::name);
-  has_checksums_ = std::ranges::any_of(records_, [](const auto& record) { return record.crc32 != 0; });
+  has_checksums_ =
+      std::ranges::any_of(records_, [](const auto& record) { return record.crc32 != 0; });
   if (find("constants.pkl") != nullptr)
-    throw Error(ErrorCode::unsupported,
-                fmt::format("{}: a TorchScript archive (torch.jit.save, or torch::save of LibTorch), not a checkpoint; "
-                            "save the state_dict instead",
-                            source_->name()));
+    throw Error(ErrorCode::unsupported, fmt::format("{}: a TorchScript archive (torch.jit.save, or "
+                                                    "torch::save of LibTorch), not a checkpoint; "
+                                                    "save the state_dict instead",
+                                                    source_->name()));
 }
 
 void FileRecords::refuse_other_formats() const {
-  if (source_->size() == 0) throw Error(ErrorCode::corrupt, fmt::format("{}: the file is empty", source_->name()));
+  if (source_->size() == 0)
+    throw Error(ErrorCode::corrupt, fmt::format("{}: the file is empty", source_->name()));
   const std::string head = read_head(*source_);
   if (head.starts_with("PK\x03\x04")) return;
   if (is_legacy(head) || is_tar(head))
     throw Error(ErrorCode::unsupported,
-                fmt::format("{}: written in the legacy format of PyTorch before 1.6; load it with torch.load and save it again",
+                fmt::format("{}: written in the legacy format of PyTorch before 1.6; load it with "
+                            "torch.load and save it again",
                             source_->name()));
-  throw Error(ErrorCode::corrupt,
-              fmt::format("{}: does not begin as a PyTorch file (at offset 0); it was overwritten, or is something else",
-                          source_->name()));
+  throw Error(ErrorCode::corrupt, fmt::format("{}: does not begin as a PyTorch file (at offset 0); "
+                                              "it was overwritten, or is something else",
+                                              source_->name()));
 }
 
 const CheckpointFile::Record* FileRecords::find(std::string_view name) const {
-  const auto view = [](const CheckpointFile::Record* record) { return std::string_view(record->name); };
+  const auto view = [](const CheckpointFile::Record* record) {
+    return std::string_view(record->name);
+  };
   const auto it = std::ranges::lower_bound(by_name_, name, {}, view);
   return it == by_name_.end() || (*it)->name != name ? nullptr : *it;
 }
 
 std::string FileRecords::read_text(const CheckpointFile::Record& record) const {
   if (record.size > kMaxTextRecord)
-    throw Error(ErrorCode::unsupported, fmt::format("{}: record {} has {} bytes, more than 1 GiB", source_->name(), record.name, record.size));
+    throw Error(ErrorCode::unsupported, fmt::format("{}: record {} has {} bytes, more than 1 GiB",
+                                                    source_->name(), record.name, record.size));
   std::string text(record.size, '\0');
   if (!check(record, std::nullopt, std::as_writable_bytes(std::span(text))).empty())
-    throw Error(ErrorCode::corrupt, fmt::format("{}: record {} is damaged: its {} bytes at offset {} do not have the checksum "
-                                                "that they were written with",
-                                                source_->name(), record.name, record.size, record.offset));
+    throw Error(
+        ErrorCode::corrupt,
+        fmt::format("{}: record {} is damaged: its {} bytes at offset {} do not have the checksum "
+                    "that they were written with",
+                    source_->name(), record.name, record.size, record.offset));
   return text;
 }
 
 std::string FileRecords::read_required(std::string_view name) const {
   const auto* record = find(name);
   if (record == nullptr)
-    throw Error(ErrorCode::unsupported, fmt::format("{}: a zip file without {}, so not a PyTorch checkpoint", source_->name(), name));
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{}: a zip file without {}, so not a PyTorch checkpoint",
+                            source_->name(), name));
   return read_text(*record);
 }
 
@@ -108,26 +120,28 @@ void FileRecords::check_index(const format::BlockIndex& index) const {
       const std::uint64_t size = std::min(index.block_size, sums.size - block * index.block_size);
       whole = format::crc32_combine(whole, sums.blocks[block], size);
     }
-    if (record == nullptr || record->size != sums.size || record->offset != sums.data_offset || record->crc32 != sums.crc32 ||
-        whole != sums.crc32)
-      throw Error(ErrorCode::corrupt, fmt::format(".perdure/index contradicts the zip directory on data/{}", i));
+    if (record == nullptr || record->size != sums.size || record->offset != sums.data_offset ||
+        record->crc32 != sums.crc32 || whole != sums.crc32)
+      throw Error(ErrorCode::corrupt,
+                  fmt::format(".perdure/index contradicts the zip directory on data/{}", i));
   }
 }
 
-const format::StorageChecksums* FileRecords::blocks_of(const CheckpointFile::Record& record,
-                                                       const std::optional<format::BlockIndex>& index) {
+const format::StorageChecksums* FileRecords::blocks_of(
+    const CheckpointFile::Record& record, const std::optional<format::BlockIndex>& index) {
   constexpr std::string_view kFolder = "data/";
   const std::string_view name = record.name;
   if (!index || !name.starts_with(kFolder)) return nullptr;
   std::size_t number = 0;
   std::from_chars(name.data() + kFolder.size(), name.data() + name.size(), number);
   // Other spellings of the number, such as data/00, are other records.
-  if (number >= index->storages.size() || name != fmt::format("{}{}", kFolder, number)) return nullptr;
+  if (number >= index->storages.size() || name != fmt::format("{}{}", kFolder, number))
+    return nullptr;
   return &index->storages[number];
 }
 
-// The checksum of what lies there, which goes into `into`, or piece by piece into `scratch` where that is empty.
-// In pieces of a few MiB, whatever block size a file asks for.
+// The checksum of what lies there, which goes into `into`, or piece by piece into `scratch` where
+// that is empty. In pieces of a few MiB, whatever block size a file asks for.
 std::uint32_t FileRecords::read_block(std::uint64_t offset, std::uint64_t size, MutableBytes into,
                                       MutableBytes scratch) const {
   std::uint32_t crc = 0;
@@ -141,7 +155,8 @@ std::uint32_t FileRecords::read_block(std::uint64_t offset, std::uint64_t size, 
 }
 
 std::vector<DamagedBlock> FileRecords::check(const CheckpointFile::Record& record,
-                                             const std::optional<format::BlockIndex>& index, MutableBytes into) const {
+                                             const std::optional<format::BlockIndex>& index,
+                                             MutableBytes into) const {
   const format::StorageChecksums* blocks = blocks_of(record, index);
   const std::uint64_t block_size = blocks != nullptr ? index->block_size : record.size;
   std::vector<std::byte> scratch(into.empty() ? std::min(record.size, format::kBlockSize) : 0);
@@ -149,7 +164,8 @@ std::vector<DamagedBlock> FileRecords::check(const CheckpointFile::Record& recor
   if (record.size == 0 && record.crc32 != 0) damaged.push_back({record.offset, 0});
   for (std::uint64_t at = 0, number = 0; at < record.size; at += block_size, ++number) {
     const std::uint64_t size = std::min(block_size, record.size - at);
-    const std::uint32_t crc = read_block(record.offset + at, size, into.empty() ? into : into.subspan(at, size), scratch);
+    const std::uint32_t crc =
+        read_block(record.offset + at, size, into.empty() ? into : into.subspan(at, size), scratch);
     const std::uint32_t expected = blocks != nullptr ? blocks->blocks[number] : record.crc32;
     if (has_checksums_ && crc != expected) damaged.push_back({record.offset + at, size});
   }
@@ -160,7 +176,8 @@ namespace {
 
 class TensorWalk {
  public:
-  explicit TensorWalk(const std::function<void(const KeyPath&, const Tensor&)>& visit) : visit_(visit) {}
+  explicit TensorWalk(const std::function<void(const KeyPath&, const Tensor&)>& visit)
+      : visit_(visit) {}
 
   void walk(const Value& value) {
     if (value.kind() == Kind::tensor) return visit_(path_, value.as_tensor());
@@ -196,7 +213,8 @@ class TensorWalk {
 
 }  // namespace
 
-void for_each_tensor(const Value& value, const std::function<void(const KeyPath&, const Tensor&)>& visit) {
+void for_each_tensor(const Value& value,
+                     const std::function<void(const KeyPath&, const Tensor&)>& visit) {
   TensorWalk(visit).walk(value);
 }
 

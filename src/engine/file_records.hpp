@@ -3,10 +3,9 @@
 
 #include <functional>
 #include <optional>
+#include <perdure/file.hpp>
 #include <string>
 #include <vector>
-
-#include <perdure/file.hpp>
 
 #include "format/block_index.hpp"
 #include "format/pickle_reader.hpp"
@@ -21,7 +20,8 @@ struct DamagedBlock {
 
 class FileRecords {
  public:
-  // Reads and checks the zip directory. Error(unsupported) for PyTorch's other formats, which it names.
+  // Reads and checks the zip directory. Error(unsupported) for PyTorch's other formats, which it
+  // names.
   explicit FileRecords(std::shared_ptr<const Source> source);
   FileRecords(const FileRecords&) = delete;  // by_name_ points into records_
 
@@ -41,15 +41,18 @@ class FileRecords {
   static const format::StorageChecksums* blocks_of(const CheckpointFile::Record& record,
                                                    const std::optional<format::BlockIndex>& index);
 
-  // Reads a record piece by piece into `into` (or nowhere, where it is empty), comparing the checksum of each
-  // block where `index` has them and of the whole where not. Returns what is damaged.
-  std::vector<DamagedBlock> check(const CheckpointFile::Record& record, const std::optional<format::BlockIndex>& index,
+  // Reads a record piece by piece into `into` (or nowhere, where it is empty), comparing the
+  // checksum of each block where `index` has them and of the whole where not. Returns what is
+  // damaged.
+  std::vector<DamagedBlock> check(const CheckpointFile::Record& record,
+                                  const std::optional<format::BlockIndex>& index,
                                   MutableBytes into) const;
 
  private:
   void refuse_other_formats() const;
   void check_index(const format::BlockIndex& index) const;
-  std::uint32_t read_block(std::uint64_t offset, std::uint64_t size, MutableBytes into, MutableBytes scratch) const;
+  std::uint32_t read_block(std::uint64_t offset, std::uint64_t size, MutableBytes into,
+                           MutableBytes scratch) const;
 
   std::shared_ptr<const Source> source_;
   std::vector<CheckpointFile::Record> records_;
@@ -69,6 +72,7 @@ auto with_file_name(const Source& source, F&& parse) {
 }
 
 // Calls `visit` for every tensor below `value`, each container once, with its place.
-void for_each_tensor(const Value& value, const std::function<void(const KeyPath&, const Tensor&)>& visit);
+void for_each_tensor(const Value& value,
+                     const std::function<void(const KeyPath&, const Tensor&)>& visit);
 
 }  // namespace perdure::engine

@@ -15,14 +15,16 @@ bool wanted_whole(const std::vector<KeyPath>& keys) {
 Value select_below(const Value& state, const std::vector<KeyPath>& keys, KeyPath& at) {
   if (wanted_whole(keys)) return state;
   if (!state.is_mapping())
-    throw Error(ErrorCode::invalid, fmt::format("keys: {} is a {}, not a dict: only dicts can be taken apart", format_path(at),
-                                                kind_name(state.kind())));
+    throw Error(ErrorCode::invalid,
+                fmt::format("keys: {} is a {}, not a dict: only dicts can be taken apart",
+                            format_path(at), kind_name(state.kind())));
   const Dict& dict = state.as_dict();
   for (const KeyPath& path : keys) {
     try {
       dict.at(path[0]);
     } catch (const Error& error) {
-      throw Error(ErrorCode::not_found, fmt::format("keys: in {}: {}", format_path(at), error.what()));
+      throw Error(ErrorCode::invalid,
+                  fmt::format("keys: in {}: {}", format_path(at), error.what()));
     }
   }
   Dict out(dict.kind());
@@ -56,7 +58,8 @@ Value load(const std::filesystem::path& path, const LoadOptions& options) {
   return value;
 }
 
-void write_to(const std::function<void(ConstBytes)>& sink, const Value& state, const CheckpointInfo& info) {
+void write_to(const std::function<void(ConstBytes)>& sink, const Value& state,
+              const CheckpointInfo& info) {
   format::Encoder(state, info).write(sink);
 }
 

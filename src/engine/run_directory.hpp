@@ -43,8 +43,7 @@ class RunDirectory {
   // find(), with their records. What turns out damaged, or is gone meanwhile, is left out; other
   // errors are thrown.
   std::vector<Checkpoint> checkpoints();
-  // The same, without those that cannot be read for whatever reason: what retention may count and
-  // touch.
+  // The same, without all that cannot be read: what retention may count and touch.
   std::vector<Checkpoint> readable();
   std::optional<Checkpoint> newest();
 
@@ -52,16 +51,16 @@ class RunDirectory {
   std::string set_aside(const FoundCheckpoint& found);
   std::uint64_t next_generation() const;          // above every one that is in use
   void use_generation(std::uint64_t generation);  // it may be in a file somewhere: never again
-  void add(const Checkpoint& checkpoint,
-           const std::string& name);  // just saved: its record need not be read
+  // It was just saved: its record need not be read.
+  void add(const Checkpoint& checkpoint, const std::string& name);
   void prune(const std::vector<std::uint64_t>& generations);
 
  private:
   Checkpoint read(const FoundCheckpoint& found);
 
   std::shared_ptr<storage::Storage> storage_;
-  std::map<std::string, Checkpoint>
-      read_;  // by name; a file of another size under that name is read anew
+  // By name; a file of another size under that name is read anew.
+  std::map<std::string, Checkpoint> read_;
   std::set<std::string> damaged_;
   std::uint64_t highest_used_ = 0;
 };

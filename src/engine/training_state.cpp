@@ -178,7 +178,8 @@ std::vector<ParameterName> TrainingState::parameter_names() const {
     if (!entry.parameters) continue;
     for (ParameterName& parameter : entry.parameters())
       // A tensor that is registered by itself has no name but the entry's.
-      names.push_back({parameter.identity, parameter.name.empty() ? entry.name : entry.name + "." + parameter.name});
+      names.push_back({parameter.identity,
+                       parameter.name.empty() ? entry.name : entry.name + "." + parameter.name});
   }
   return names;
 }

@@ -12,7 +12,9 @@ using engine::FileRecords;
 
 class Verifier {
  public:
-  explicit Verifier(std::shared_ptr<const Source> source) : source_(std::move(source)) { report_.path = source_->name(); }
+  explicit Verifier(std::shared_ptr<const Source> source) : source_(std::move(source)) {
+    report_.path = source_->name();
+  }
 
   VerifyReport run() {
     guarded("", [&] { records_.emplace(source_); });
@@ -25,7 +27,8 @@ class Verifier {
   }
 
  private:
-  // Damage becomes a finding; anything else (permission, a newer format) is not ours to judge and goes on up.
+  // Damage becomes a finding; anything else (permission, a newer format) is not ours to judge and
+  // goes on up.
   template <class F>
   void guarded(const std::string& record, F&& step) {
     try {
@@ -43,22 +46,27 @@ class Verifier {
       const auto* record = records_->find(fmt::format("data/{}", key));
       return record == nullptr ? std::nullopt : std::optional(record->size);
     };
-    const format::Decoded decoded =
-        engine::with_file_name(*source_, [&] { return format::decode(format::read_pickle(pickle), size, true); });
+    const format::Decoded decoded = engine::with_file_name(
+        *source_, [&] { return format::decode(format::read_pickle(pickle), size, true); });
     engine::for_each_tensor(decoded.value, [&](const KeyPath& path, const Tensor& tensor) {
       ++report_.tensors;
       if (tensor.storage->record < 0) return;
-      auto& names = tensors_["data/" + decoded.keys[static_cast<std::size_t>(tensor.storage->record)]];
-      names += (names.empty() ? "" : ", ") + format_path(path);
+      add_name("data/" + decoded.keys[static_cast<std::size_t>(tensor.storage->record)], path);
     });
     if (index_ && index_->storages.size() != decoded.storages.size())
-      throw Error(ErrorCode::corrupt, ".perdure/index has another number of storages than data.pkl");
+      throw Error(ErrorCode::corrupt,
+                  ".perdure/index has another number of storages than data.pkl");
+  }
+
+  void add_name(const std::string& record, const KeyPath& path) {
+    std::string& names = tensors_[record];
+    names += (names.empty() ? "" : ", ") + format_path(path);
   }
 
   void name_tensors_from_index() {
     if (!tensors_.empty() || !index_) return;
     for (const auto& tensor : index_->tensors)
-      if (tensor.record >= 0) tensors_[fmt::format("data/{}", tensor.record)] += format_path(tensor.path) + " ";
+      if (tensor.record >= 0) add_name(fmt::format("data/{}", tensor.record), tensor.path);
   }
 
   void check_record(const CheckpointFile::Record& record) {
@@ -66,14 +74,18 @@ class Verifier {
     if (known_bad_.contains(record.name)) return;
     for (const auto& block : records_->check(record, index_, {})) {
       name_tensors_from_index();
-      report_.findings.push_back({record.name, tensors_[record.name], block.offset,
-                                  fmt::format("{} bytes at offset {} do not have the checksum that they were written with", block.size, block.offset)});
+      report_.findings.push_back(
+          {record.name, tensors_[record.name], block.offset,
+           fmt::format("{} bytes at offset {} do not have the checksum that they were written with",
+                       block.size, block.offset)});
     }
   }
 
   VerifyReport finish() {
     using State = VerifyReport::State;
-    report_.state = !report_.findings.empty() ? State::damaged : records_->has_checksums() ? State::good : State::unchecked;
+    report_.state = !report_.findings.empty()   ? State::damaged
+                    : records_->has_checksums() ? State::good
+                                                : State::unchecked;
     return std::move(report_);
   }
 
@@ -87,7 +99,9 @@ class Verifier {
 
 }  // namespace
 
-VerifyReport verify(std::shared_ptr<const Source> source) { return Verifier(std::move(source)).run(); }
+VerifyReport verify(std::shared_ptr<const Source> source) {
+  return Verifier(std::move(source)).run();
+}
 VerifyReport verify(const std::filesystem::path& path) { return verify(open_source(path)); }
 
 }  // namespace perdure

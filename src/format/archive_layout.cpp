@@ -9,9 +9,12 @@ namespace {
 
 constexpr std::uint32_t kMax32 = 0xFFFFFFFF;
 
-std::uint32_t clamp32(std::uint64_t x) { return static_cast<std::uint32_t>(std::min<std::uint64_t>(x, kMax32)); }
+std::uint32_t clamp32(std::uint64_t x) {
+  return static_cast<std::uint32_t>(std::min<std::uint64_t>(x, kMax32));
+}
 
-// Bit 3: sizes and CRC follow the data. Bit 11: names are UTF-8. A record without data has no descriptor.
+// Bit 3: sizes and CRC follow the data. Bit 11: names are UTF-8. A record without data has no
+// descriptor.
 std::uint16_t flags(const ZipRecord& record) { return record.size == 0 ? 0x0800 : 0x0808; }
 
 // `compressed` is 0 in local headers, where torch's writer does not know it yet.
@@ -94,7 +97,8 @@ void append_record(std::vector<ZipRecord>& records, std::string name, std::uint6
 
 std::string local_header(const ZipRecord& record) {
   const std::string zip64 = zip64_extra(record, 0);
-  const std::uint64_t extra = record.data_offset - record.header_offset - kLocalHeaderSize - record.name.size();
+  const std::uint64_t extra =
+      record.data_offset - record.header_offset - kLocalHeaderSize - record.name.size();
   const std::uint64_t padding = extra - zip64.size() - kPaddingHeaderSize;
   std::string out;
   put<std::uint32_t>(out, 0x04034B50);
@@ -117,8 +121,10 @@ std::string data_descriptor(const ZipRecord& record) {
   put<std::uint32_t>(out, 0x08074B50);
   put<std::uint32_t>(out, record.crc32);
   for (int i = 0; i < 2; ++i) {
-    if (record.is_large()) put<std::uint64_t>(out, record.size);
-    else put<std::uint32_t>(out, static_cast<std::uint32_t>(record.size));
+    if (record.is_large())
+      put<std::uint64_t>(out, record.size);
+    else
+      put<std::uint32_t>(out, static_cast<std::uint32_t>(record.size));
   }
   return out;
 }

@@ -1,18 +1,19 @@
-// Where the records of a PyTorch zip lie, and the bytes around them: a pure function of names and sizes.
+// Where the records of a PyTorch zip lie, and the bytes around them: a pure function of names and
+// sizes.
 //
-// This is the layout of torch.save (caffe2/serialize/inline_container.cc, miniz) to the byte, so that torch may
-// compute offsets without reading headers (.format_version 1). docs/format.md describes it in words.
+// This is the layout of torch.save (caffe2/serialize/inline_container.cc, miniz) to the byte, so
+// that torch may compute offsets without reading headers (.format_version 1). docs/format.md
+// describes it in words.
 #pragma once
 
+#include <perdure/error.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include <perdure/error.hpp>
-
 namespace perdure::format {
 
-inline constexpr std::uint64_t kAlignment = 64;              // of the data of every record in the file
+inline constexpr std::uint64_t kAlignment = 64;  // of the data of every record in the file
 inline constexpr std::string_view kArchiveName = "archive";  // the one top folder in the zip
 
 struct ZipRecord {
@@ -33,7 +34,8 @@ void append_record(std::vector<ZipRecord>& records, std::string name, std::uint6
 
 std::string local_header(const ZipRecord& record);  // from header_offset up to data_offset
 std::string data_descriptor(const ZipRecord& record);
-// Central directory, zip64 end record and locator, end record. Its length does not depend on the checksums.
+// Central directory, zip64 end record and locator, end record. Its length does not depend on the
+// checksums.
 std::string central_directory(const std::vector<ZipRecord>& records);
 
 }  // namespace perdure::format

@@ -45,22 +45,26 @@ Value take_key(ByteReader& in) {
   if (tag != kInteger) damaged("a key of an unknown kind");
   std::int64_t number = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size()) damaged("an integer key that is none");
+  if (error != std::errc() || end != text.data() + text.size())
+    damaged("an integer key that is none");
   return Value(number);
 }
 
 void put_tensor(std::string& out, const PlannedTensor& planned, const StoragePlan& plan) {
   const Tensor& tensor = *planned.tensor;
-  const int flags = (tensor.requires_grad ? kRequiresGrad : 0) | (tensor.parameter ? kParameter : 0) |
-                    (tensor.conj ? kConj : 0) | (tensor.neg ? kNeg : 0);
+  const int flags = (tensor.requires_grad ? kRequiresGrad : 0) |
+                    (tensor.parameter ? kParameter : 0) | (tensor.conj ? kConj : 0) |
+                    (tensor.neg ? kNeg : 0);
   put<std::uint64_t>(out, static_cast<std::uint64_t>(planned.record));
   put<std::uint8_t>(out, static_cast<std::uint8_t>(tensor.dtype));
   put<std::uint8_t>(out, static_cast<std::uint8_t>(flags));
   put<std::uint16_t>(out, static_cast<std::uint16_t>(planned.path.size()));
   put<std::uint32_t>(out, static_cast<std::uint32_t>(tensor.shape.size()));
   put<std::uint64_t>(out, static_cast<std::uint64_t>(plan.storage_offset(tensor)));
-  for (const std::int64_t size : tensor.shape) put<std::uint64_t>(out, static_cast<std::uint64_t>(size));
-  for (const std::int64_t stride : tensor.strides) put<std::uint64_t>(out, static_cast<std::uint64_t>(stride));
+  for (const std::int64_t size : tensor.shape)
+    put<std::uint64_t>(out, static_cast<std::uint64_t>(size));
+  for (const std::int64_t stride : tensor.strides)
+    put<std::uint64_t>(out, static_cast<std::uint64_t>(stride));
   for (const Value& key : planned.path) put_key(out, key);
 }
 
@@ -74,7 +78,8 @@ std::vector<std::int64_t> take_numbers(ByteReader& in, std::uint32_t count) {
 IndexedTensor take_tensor(ByteReader& in, std::size_t storages) {
   IndexedTensor out;
   out.record = static_cast<std::int64_t>(in.take<std::uint64_t>());
-  if (out.record < -1 || out.record >= static_cast<std::int64_t>(storages)) damaged("a tensor in a record that is not there");
+  if (out.record < -1 || out.record >= static_cast<std::int64_t>(storages))
+    damaged("a tensor in a record that is not there");
   const auto dtype = in.take<std::uint8_t>();
   if (dtype >= kDTypeCount) damaged("an unknown dtype");
   out.geometry.dtype = static_cast<DType>(dtype);
@@ -134,8 +139,10 @@ BlockIndex read_index(std::string_view bytes) {
   ByteReader in(bytes, ".perdure/index");
   if (in.take_bytes(kMagic.size()) != kMagic) damaged("does not begin as an index");
   if (const auto version = in.take<std::uint32_t>(); version != kIndexVersion)
-    throw Error(ErrorCode::unsupported,
-                fmt::format(".perdure/index has version {}, this perdure reads version {}; update perdure", version, kIndexVersion));
+    throw Error(
+        ErrorCode::unsupported,
+        fmt::format(".perdure/index has version {}, this perdure reads version {}; update perdure",
+                    version, kIndexVersion));
   BlockIndex out;
   out.block_size = in.take<std::uint32_t>();
   if (out.block_size == 0) damaged("a block size of 0");
@@ -148,7 +155,8 @@ BlockIndex read_index(std::string_view bytes) {
     if (blocks > in.left() / 4) damaged("more blocks than bytes");
     for (std::uint64_t i = 0; i < blocks; ++i) storage.blocks.push_back(in.take<std::uint32_t>());
   }
-  for (std::uint64_t i = 0; i < tensors; ++i) out.tensors.push_back(take_tensor(in, out.storages.size()));
+  for (std::uint64_t i = 0; i < tensors; ++i)
+    out.tensors.push_back(take_tensor(in, out.storages.size()));
   if (!in.done()) damaged("bytes after its end");
   return out;
 }

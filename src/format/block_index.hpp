@@ -1,11 +1,11 @@
-// .perdure/index: where every tensor lies, and a checksum for every few MiB of it. The byte layout stands in
-// docs/format.md ("The index"). Written last, read first: what a tool needs to find one tensor of 100,000.
+// .perdure/index: where every tensor lies, and a checksum for every few MiB of it. The byte layout
+// stands in docs/format.md ("The index"). Written last, read first: what a tool needs to find one
+// tensor of 100,000.
 #pragma once
 
+#include <perdure/value.hpp>
 #include <string>
 #include <vector>
-
-#include <perdure/value.hpp>
 
 #include "format/archive_layout.hpp"
 #include "format/storage_plan.hpp"
@@ -15,17 +15,17 @@ namespace perdure::format {
 inline constexpr std::uint32_t kIndexVersion = 1;
 
 struct StorageChecksums {
-  std::uint64_t data_offset = 0;          // in the file
+  std::uint64_t data_offset = 0;  // in the file
   std::uint64_t size = 0;
-  std::uint32_t crc32 = 0;                // of all of it; the same as in the zip directory
-  std::vector<std::uint32_t> blocks;      // one for each block_size bytes, the last one shorter
+  std::uint32_t crc32 = 0;            // of all of it; the same as in the zip directory
+  std::vector<std::uint32_t> blocks;  // one for each block_size bytes, the last one shorter
 };
 
 // One line of the index. A path element is a str or an int; other keys stand there as their repr.
 struct IndexedTensor {
   KeyPath path;
-  std::int64_t record = -1;               // -1: meta, no bytes
-  Tensor geometry;                        // storage is null
+  std::int64_t record = -1;  // -1: meta, no bytes
+  Tensor geometry;           // storage is null
 };
 
 struct BlockIndex {

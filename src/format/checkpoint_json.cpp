@@ -33,10 +33,13 @@ double read_number(const Json& json) {
 template <class T>
 T read_integer(const Json& json, const char* name) {
   const Json& number = json.at(name);
-  if (number.is_number_unsigned() && std::in_range<T>(number.get<std::uint64_t>())) return number.get<T>();
-  if (number.is_number_integer() && !number.is_number_unsigned() && std::in_range<T>(number.get<std::int64_t>()))
+  if (number.is_number_unsigned() && std::in_range<T>(number.get<std::uint64_t>()))
     return number.get<T>();
-  throw Error(ErrorCode::corrupt, fmt::format(".perdure/checkpoint.json: {} is no integer that fits", name));
+  if (number.is_number_integer() && !number.is_number_unsigned() &&
+      std::in_range<T>(number.get<std::int64_t>()))
+    return number.get<T>();
+  throw Error(ErrorCode::corrupt,
+              fmt::format(".perdure/checkpoint.json: {} is no integer that fits", name));
 }
 
 Json write_optimizers(const CheckpointInfo& info) {
@@ -50,7 +53,8 @@ Json write_optimizers(const CheckpointInfo& info) {
 
 const Json& object(const Json& json, const char* name) {
   const Json& out = json.at(name);
-  if (!out.is_object()) throw Error(ErrorCode::corrupt, fmt::format(".perdure/checkpoint.json: {} is no object", name));
+  if (!out.is_object())
+    throw Error(ErrorCode::corrupt, fmt::format(".perdure/checkpoint.json: {} is no object", name));
   return out;
 }
 
@@ -59,14 +63,16 @@ CheckpointInfo read_fields(const Json& json) {
   const auto version = read_integer<std::uint64_t>(json, "format_version");
   if (version > kFormatVersion)
     throw Error(ErrorCode::unsupported,
-                fmt::format(".perdure/checkpoint.json: format version {}, this perdure reads up to version {}; update perdure",
+                fmt::format(".perdure/checkpoint.json: format version {}, this perdure reads up to "
+                            "version {}; update perdure",
                             version, kFormatVersion));
   if (version == 0) throw Error(ErrorCode::corrupt, ".perdure/checkpoint.json: format version 0");
   info.format_version = static_cast<int>(version);
   info.step = read_integer<std::int64_t>(json, "step");
   info.generation = read_integer<std::uint64_t>(json, "generation");
   info.parent = read_integer<std::uint64_t>(json, "parent");
-  for (const auto& [name, value] : object(json, "metrics").items()) info.metrics[name] = read_number(value);
+  for (const auto& [name, value] : object(json, "metrics").items())
+    info.metrics[name] = read_number(value);
   info.created = json.at("created").get<double>();
   info.reason = json.at("reason").get<std::string>();
   info.writer = json.at("writer").get<std::string>();

@@ -1,10 +1,9 @@
 // .perdure/checkpoint.json: what a checkpoint says of itself. docs/format.md names the fields.
 #pragma once
 
+#include <perdure/file.hpp>
 #include <string>
 #include <string_view>
-
-#include <perdure/file.hpp>
 
 namespace perdure::format {
 

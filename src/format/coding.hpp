@@ -1,12 +1,12 @@
-// Little-endian integers in byte strings. One place, so that no parser does its own arithmetic on bytes.
+// Little-endian integers in byte strings. One place, so that no parser does its own arithmetic on
+// bytes.
 #pragma once
 
 #include <concepts>
 #include <cstring>
+#include <perdure/error.hpp>
 #include <string>
 #include <string_view>
-
-#include <perdure/error.hpp>
 
 namespace perdure::format {
 

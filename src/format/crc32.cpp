@@ -10,8 +10,10 @@ std::uint32_t crc32(ConstBytes bytes, std::uint32_t crc) noexcept {
   return bytes.empty() ? crc : libdeflate_crc32(crc, bytes.data(), bytes.size());
 }
 
-std::uint32_t crc32_combine(std::uint32_t first, std::uint32_t second, std::uint64_t second_size) noexcept {
-  return static_cast<std::uint32_t>(::crc32_combine64(first, second, static_cast<z_off64_t>(second_size)));
+std::uint32_t crc32_combine(std::uint32_t first, std::uint32_t second,
+                            std::uint64_t second_size) noexcept {
+  return static_cast<std::uint32_t>(
+      ::crc32_combine64(first, second, static_cast<z_off64_t>(second_size)));
 }
 
 }  // namespace perdure::format

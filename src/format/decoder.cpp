@@ -19,6 +19,10 @@ std::optional<DType> storage_dtype(std::string_view class_name) {
   return std::nullopt;
 }
 
+// Picklers write out what a call takes, so nothing that calls unpack is shared; this is room for
+// the odd one.
+constexpr std::uint64_t kMaxRepeatedItems = std::uint64_t{1} << 20;
+
 bool is_complex(DType dtype) {
   return dtype == DType::complex128 || dtype == DType::complex64 || dtype == DType::complex32;
 }
@@ -62,10 +66,13 @@ class Decoder {
     if (!ok) damaged(what);
   }
 
-  // What is shared in the pickle is shared in the value too, except for texts and for what calls unpack: these
-  // are counted, so that a small file cannot ask for all memory.
-  // Twice: bytes are counted as the text that they were and as what they became.
-  bool is_over_budget() const { return text_ > 2 * kMaxText || items_ > kMaxOpcodes; }
+  // What is shared in the pickle is shared in the value too, except for texts and for what calls
+  // unpack: these are counted, so that a small file cannot ask for all memory. Twice the text:
+  // bytes are counted as the str that they were and as what they became.
+  bool is_over_budget() const {
+    return text_ > 2 * (pickle_.size + kMaxRepeatedText) ||
+           items_ > pickle_.size + kMaxRepeatedItems;
+  }
   void spend_text(std::uint64_t bytes);
   void spend_items(std::uint64_t count);
   void spend_scalar(const Value& value);
@@ -106,8 +113,12 @@ class Decoder {
     require(pickle_[id].kind == kind, what);
     return pickle_[id];
   }
-  std::int64_t integer(NodeId id) const { return node(id, NodeKind::integer, "a number is expected").integer; }
-  bool boolean(NodeId id) const { return node(id, NodeKind::boolean, "a bool is expected").integer != 0; }
+  std::int64_t integer(NodeId id) const {
+    return node(id, NodeKind::integer, "a number is expected").integer;
+  }
+  bool boolean(NodeId id) const {
+    return node(id, NodeKind::boolean, "a bool is expected").integer != 0;
+  }
   std::string text(NodeId id, const char* what) { return text(node(id, NodeKind::string, what)); }
   std::vector<std::int64_t> integers(NodeId id);
   DType dtype(NodeId id) const;
@@ -130,14 +141,19 @@ class Decoder {
 
 void Decoder::spend_text(std::uint64_t bytes) {
   text_ += bytes;
-  if (is_over_budget()) throw Error(ErrorCode::unsupported, "data.pkl: texts that stand in so many places that they would fill memory");
+  if (is_over_budget())
+    throw Error(ErrorCode::unsupported,
+                "data.pkl: texts that stand in so many places that they would fill memory");
 }
 void Decoder::spend_items(std::uint64_t count) {
   items_ += count;
-  if (is_over_budget()) throw Error(ErrorCode::unsupported, "data.pkl: values shared so often that they would fill memory");
+  if (is_over_budget())
+    throw Error(ErrorCode::unsupported,
+                "data.pkl: values shared so often that they would fill memory");
 }
 void Decoder::spend_scalar(const Value& value) {
-  if (value.kind() == Kind::string || value.kind() == Kind::bytes || value.kind() == Kind::bytearray)
+  if (value.kind() == Kind::string || value.kind() == Kind::bytes ||
+      value.kind() == Kind::bytearray)
     spend_text(value.as_string().size());
   if (const BigInt* big = value.as_big_int()) spend_text(big->bytes.size());
 }
@@ -159,22 +175,38 @@ Value Decoder::decode(NodeId id) {
 Value Decoder::decode_fresh(NodeId id) {
   const Node& source = pickle_[id];
   switch (source.kind) {
-    case NodeKind::none: return {};
-    case NodeKind::boolean: return Value(source.integer != 0);
-    case NodeKind::integer: return Value(source.integer);
-    case NodeKind::big_integer: return Value(BigInt{raw_text(source)});
-    case NodeKind::real: return Value(source.real);
-    case NodeKind::string: return Value(text(source));
-    case NodeKind::bytes: return Value::bytes(raw_text(source));
-    case NodeKind::bytearray: return Value::bytearray(raw_text(source));
-    case NodeKind::list: return Value::list(decode_items(source.items));
-    case NodeKind::tuple: return Value::tuple(decode_items(source.items));
-    case NodeKind::set: return decode_set(source.items);
-    case NodeKind::frozenset: return opaque("builtins", "frozenset", source);
-    case NodeKind::dict: return decode_dict(source);
-    case NodeKind::global: return decode_global(source);
-    case NodeKind::call: return decode_call(source);
-    case NodeKind::persistent: return opaque("torch", "storage without a tensor", Node{});
+    case NodeKind::none:
+      return {};
+    case NodeKind::boolean:
+      return Value(source.integer != 0);
+    case NodeKind::integer:
+      return Value(source.integer);
+    case NodeKind::big_integer:
+      return Value(BigInt{raw_text(source)});
+    case NodeKind::real:
+      return Value(source.real);
+    case NodeKind::string:
+      return Value(text(source));
+    case NodeKind::bytes:
+      return Value::bytes(raw_text(source));
+    case NodeKind::bytearray:
+      return Value::bytearray(raw_text(source));
+    case NodeKind::list:
+      return Value::list(decode_items(source.items));
+    case NodeKind::tuple:
+      return Value::tuple(decode_items(source.items));
+    case NodeKind::set:
+      return decode_set(source.items);
+    case NodeKind::frozenset:
+      return opaque("builtins", "frozenset", source);
+    case NodeKind::dict:
+      return decode_dict(source);
+    case NodeKind::global:
+      return decode_global(source);
+    case NodeKind::call:
+      return decode_call(source);
+    case NodeKind::persistent:
+      return opaque("torch", "storage without a tensor", Node{});
   }
   damaged("an unknown kind of value");
 }
@@ -229,7 +261,8 @@ void Decoder::fill_dict(Dict& dict, const std::vector<NodeId>& items) {
       if (!allow_opaque_) damaged(error.what());
       dict.set(Value(repr(key)), value);
     }
-    if (dict.size() == before && !allow_opaque_) damaged(fmt::format("a dict with the key {} twice", repr(key)));
+    if (dict.size() == before && !allow_opaque_)
+      damaged(fmt::format("a dict with the key {} twice", repr(key)));
   }
 }
 
@@ -238,7 +271,8 @@ void Decoder::fill_pairs(Dict& dict, NodeId list) {
   spend_items(node(list, NodeKind::list, "a list of pairs is expected").items.size());
   for (const NodeId pair : pickle_[list].items) {
     const Node& both = pickle_[pair];
-    require((both.kind == NodeKind::list || both.kind == NodeKind::tuple) && both.items.size() == 2, "a pair is expected");
+    require((both.kind == NodeKind::list || both.kind == NodeKind::tuple) && both.items.size() == 2,
+            "a pair is expected");
     items.insert(items.end(), both.items.begin(), both.items.end());
   }
   fill_dict(dict, items);
@@ -249,7 +283,9 @@ Value Decoder::decode_dict(const Node& source) {
   fill_dict(dict, source.items);
   if (source.state != kNoNode) {
     Dict attributes;
-    fill_dict(attributes, node(source.state, NodeKind::dict, "the attributes of an OrderedDict are no dict").items);
+    fill_dict(
+        attributes,
+        node(source.state, NodeKind::dict, "the attributes of an OrderedDict are no dict").items);
     dict.set_attributes(std::make_shared<Dict>(std::move(attributes)));
   }
   return Value(std::move(dict));
@@ -266,10 +302,13 @@ Value Decoder::decode_global(const Node& source) {
 Value Decoder::opaque(std::string module, std::string name, const Node& source) {
   Opaque out{std::move(module), std::move(name), {}, {}};
   if (!allow_opaque_)
-    throw Error(ErrorCode::unsupported,
-                fmt::format("{} is a {}, which is not plain data: perdure never runs code from a file. Save it as plain data "
-                            "(numbers, str, list, dict, tensors) instead; `perdure show` lists what is in the file",
-                            format_path(path_), repr(Value::opaque(out))));
+    throw Error(
+        ErrorCode::unsupported,
+        fmt::format(
+            "{} is a {}, which is not plain data: perdure never runs code from a file. Save it as "
+            "plain data "
+            "(numbers, str, list, dict, tensors) instead; `perdure show` lists what is in the file",
+            format_path(path_), repr(Value::opaque(out))));
   if (source.kind == NodeKind::call) out.arguments = decode(source.items[0]);
   if (source.kind == NodeKind::frozenset) out.arguments = Value::list(decode_items(source.items));
   if (!source.added.empty()) out.state = Value::list(decode_items(source.added));
@@ -299,7 +338,8 @@ Decoder::Handler Decoder::find_handler(std::string_view module, std::string_view
       {"torch", "device", &Decoder::call_device},
       {"torch.serialization", "_get_layout", &Decoder::call_layout},
   };
-  if (module == "__builtin__") module = "builtins";  // protocol 2 spells Python 3's builtins as Python 2 did
+  if (module == "__builtin__")
+    module = "builtins";  // protocol 2 spells Python 3's builtins as Python 2 did
   for (const Known& known : kKnown)
     if (known.module == module && known.name == name) return known.handler;
   return nullptr;
@@ -307,17 +347,21 @@ Decoder::Handler Decoder::find_handler(std::string_view module, std::string_view
 
 Value Decoder::call_opaque(const Node& source) {
   const Node& callee = pickle_[source.function];
-  if (callee.kind != NodeKind::global) return opaque("?", "a call of something that is no name", source);
+  if (callee.kind != NodeKind::global)
+    return opaque("?", "a call of something that is no name", source);
   spend_text(callee.text.size() + callee.name.size());
   return opaque(std::string(callee.text), std::string(callee.name), source);
 }
 
 Value Decoder::decode_call(const Node& source) {
   const Node& callee = pickle_[source.function];
-  const Handler handler = callee.kind == NodeKind::global ? find_handler(callee.text, callee.name) : nullptr;
+  const Handler handler =
+      callee.kind == NodeKind::global ? find_handler(callee.text, callee.name) : nullptr;
   const bool extended = source.state != kNoNode || !source.added.empty();
-  // NEWOBJ calls __new__ alone: set.__new__(set, [1]) is an empty set. No pickler writes these values so.
-  if (handler == nullptr || source.created_by_new || (extended && handler != &Decoder::call_ordered_dict))
+  // NEWOBJ calls __new__ alone: set.__new__(set, [1]) is an empty set. No pickler writes these
+  // values so.
+  if (handler == nullptr || source.created_by_new ||
+      (extended && handler != &Decoder::call_ordered_dict))
     return call_opaque(source);
   const std::size_t depth = path_.size();
   try {
@@ -341,7 +385,8 @@ Value Decoder::call_ordered_dict(const Node& call, const Arguments& arguments) {
 Value Decoder::call_counter(const Node&, const Arguments& arguments) {
   Dict dict(Kind::counter);
   require(arguments.size() <= 1, "a Counter of an unknown form");
-  if (!arguments.empty()) fill_dict(dict, node(arguments[0], NodeKind::dict, "a Counter of an unknown form").items);
+  if (!arguments.empty())
+    fill_dict(dict, node(arguments[0], NodeKind::dict, "a Counter of an unknown form").items);
   return Value(std::move(dict));
 }
 
@@ -420,12 +465,14 @@ DType Decoder::dtype(NodeId id) const {
   const Node& source = node(id, NodeKind::global, "a dtype is expected");
   const auto found = source.text == "torch" ? dtype_from_name(source.name) : std::nullopt;
   if (!found)
-    throw Error(ErrorCode::unsupported, fmt::format("{} has the dtype {}.{}, which perdure does not know", format_path(path_),
-                                                    source.text, source.name));
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{} has the dtype {}.{}, which perdure does not know",
+                            format_path(path_), source.text, source.name));
   return *found;
 }
 
-std::shared_ptr<TensorStorage> Decoder::storage_for_key(const std::string& key, const std::string& device) {
+std::shared_ptr<TensorStorage> Decoder::storage_for_key(const std::string& key,
+                                                        const std::string& device) {
   const auto [it, fresh] = storage_by_key_.try_emplace(key, out_.storages.size());
   if (!fresh) return out_.storages[it->second];
   const auto size = record_size_(key);
@@ -442,23 +489,27 @@ std::shared_ptr<TensorStorage> Decoder::storage_for_key(const std::string& key, 
 // ('storage', class, key, device, number of elements)
 std::shared_ptr<TensorStorage> Decoder::storage(NodeId id, std::optional<DType>* typed) {
   const Node& persistent = node(id, NodeKind::persistent, "a storage is expected");
-  const auto& fields = node(persistent.items[0], NodeKind::tuple, "a storage of an unknown form").items;
-  require(fields.size() == 5 && pickle_[fields[0]].kind == NodeKind::string && pickle_[fields[0]].text == "storage",
+  const auto& fields =
+      node(persistent.items[0], NodeKind::tuple, "a storage of an unknown form").items;
+  require(fields.size() == 5 && pickle_[fields[0]].kind == NodeKind::string &&
+              pickle_[fields[0]].text == "storage",
           "a storage of an unknown form");
   const Node& type = node(fields[1], NodeKind::global, "a storage without a class");
   *typed = type.text == "torch" ? storage_dtype(type.name) : std::nullopt;
-  const bool untyped = type.name == "UntypedStorage" && (type.text == "torch.storage" || type.text == "torch");
+  const bool untyped =
+      type.name == "UntypedStorage" && (type.text == "torch.storage" || type.text == "torch");
   if (!*typed && !untyped)
-    throw Error(ErrorCode::unsupported, fmt::format("{} lies in a {}.{}, which perdure does not know", format_path(path_),
-                                                    type.text, type.name));
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{} lies in a {}.{}, which perdure does not know", format_path(path_),
+                            type.text, type.name));
   const std::string key = text(fields[2], "a storage without a key");
   const std::string device = text(fields[3], "a storage without a device");
   const std::int64_t count = integer(fields[4]);
   auto made = storage_for_key(key, device);
   const std::uint64_t item = *typed ? itemsize(**typed) : 1;
   if (count < 0 || made->size % item != 0 || static_cast<std::uint64_t>(count) != made->size / item)
-    damaged(fmt::format("the record {} has {} bytes, not {} elements of {} bytes each", repr(Value("data/" + key)),
-                        made->size, count, item));
+    damaged(fmt::format("the record {} has {} bytes, not {} elements of {} bytes each",
+                        repr(Value("data/" + key)), made->size, count, item));
   return made;
 }
 
@@ -468,7 +519,8 @@ void Decoder::take_geometry(Tensor& tensor, const Arguments& arguments) {
   tensor.strides = integers(arguments[3]);
 }
 
-// No element may lie outside of the record: this is what stands between a file and somebody else's memory.
+// No element may lie outside of the record: this is what stands between a file and somebody else's
+// memory.
 void Decoder::check_extent(const Tensor& tensor) const {
   std::uint64_t end = 0;
   try {
@@ -477,17 +529,21 @@ void Decoder::check_extent(const Tensor& tensor) const {
     damaged(error.what());
   }
   if (end > tensor.storage->size)
-    damaged(fmt::format("a tensor that reaches to byte {} of a storage of {} bytes", end, tensor.storage->size));
+    damaged(fmt::format("a tensor that reaches to byte {} of a storage of {} bytes", end,
+                        tensor.storage->size));
 }
 
 void Decoder::take_flags(Tensor& tensor, NodeId flags) const {
   if (pickle_[flags].kind == NodeKind::none) return;
   const auto& items = node(flags, NodeKind::dict, "tensor flags of an unknown form").items;
   for (std::size_t i = 0; i + 1 < items.size(); i += 2) {
-    const std::string_view name = node(items[i], NodeKind::string, "tensor flags of an unknown form").text;
+    const std::string_view name =
+        node(items[i], NodeKind::string, "tensor flags of an unknown form").text;
     if (name != "conj" && name != "neg")
-      throw Error(ErrorCode::unsupported, fmt::format("data.pkl, {}: a tensor with the flag {}, which perdure does not know",
-                                                      format_path(path_), repr(Value(name))));
+      throw Error(
+          ErrorCode::unsupported,
+          fmt::format("data.pkl, {}: a tensor with the flag {}, which perdure does not know",
+                      format_path(path_), repr(Value(name))));
     (name == "conj" ? tensor.conj : tensor.neg) = boolean(items[i + 1]);
   }
   require(!tensor.conj || is_complex(tensor.dtype), "a conjugated tensor that is not complex");
@@ -495,7 +551,8 @@ void Decoder::take_flags(Tensor& tensor, NodeId flags) const {
 
 // (storage, offset, size, stride[, requires_grad, hooks[, flags]])
 Value Decoder::call_tensor(const Node&, const Arguments& arguments) {
-  require(arguments.size() == 4 || arguments.size() == 6 || arguments.size() == 7, "a tensor of an unknown form");
+  require(arguments.size() == 4 || arguments.size() == 6 || arguments.size() == 7,
+          "a tensor of an unknown form");
   Tensor tensor;
   std::optional<DType> typed;
   tensor.storage = storage(arguments[0], &typed);

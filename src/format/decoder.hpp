@@ -1,14 +1,13 @@
-// From a parsed data.pkl to a Value: the few calls that PyTorch's files are made of get their meaning here,
-// by whole (module, name) pairs; everything else stays an inert Opaque.
+// From a parsed data.pkl to a Value: the few calls that PyTorch's files are made of get their
+// meaning here, by whole (module, name) pairs; everything else stays an inert Opaque.
 #pragma once
 
 #include <functional>
 #include <memory>
 #include <optional>
+#include <perdure/value.hpp>
 #include <string_view>
 #include <vector>
-
-#include <perdure/value.hpp>
 
 #include "format/pickle_reader.hpp"
 
@@ -16,15 +15,16 @@ namespace perdure::format {
 
 struct Decoded {
   Value value;
-  std::vector<std::shared_ptr<TensorStorage>> storages;  // in the order of first mention; data == nullptr
-  std::vector<std::string> keys;                         // of the storages: the N of data/N
+  std::vector<std::shared_ptr<TensorStorage>>
+      storages;                   // in the order of first mention; data == nullptr
+  std::vector<std::string> keys;  // of the storages: the N of data/N
 };
 
 // Size in bytes of the record data/<key>, or nothing where the file has none.
 using RecordSize = std::function<std::optional<std::uint64_t>(std::string_view key)>;
 
-// Error(corrupt) for a known call with impossible arguments (a tensor that reaches outside of its record),
-// Error(unsupported), with the place, for what is opaque, unless `allow_opaque`.
+// Error(corrupt) for a known call with impossible arguments (a tensor that reaches outside of its
+// record), Error(unsupported), with the place, for what is opaque, unless `allow_opaque`.
 Decoded decode(const Pickle& pickle, const RecordSize& record_size, bool allow_opaque);
 
 }  // namespace perdure::format

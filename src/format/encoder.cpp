@@ -11,8 +11,9 @@
 
 namespace perdure::format {
 
-// The order of records: tensors first, so that their offsets depend on the structure of the state alone and
-// not on an epoch number that grows a digit; the index next to last, because it holds their checksums.
+// The order of records: tensors first, so that their offsets depend on the structure of the state
+// alone and not on an epoch number that grows a digit; the index next to last, because it holds
+// their checksums.
 struct Encoder::Plan {
   struct Text {
     std::string name;
@@ -47,8 +48,10 @@ namespace {
 
 using Sink = std::function<void(ConstBytes)>;
 
-StorageChecksums write_storage(const Sink& sink, const StorageRecord& storage, const ZipRecord& record) {
-  StorageChecksums sums{.data_offset = record.data_offset, .size = record.size, .crc32 = 0, .blocks = {}};
+StorageChecksums write_storage(const Sink& sink, const StorageRecord& storage,
+                               const ZipRecord& record) {
+  StorageChecksums sums{
+      .data_offset = record.data_offset, .size = record.size, .crc32 = 0, .blocks = {}};
   sink(as_bytes(local_header(record)));
   for (std::uint64_t at = 0; at < storage.size; at += kBlockSize) {
     const std::uint64_t size = std::min(kBlockSize, storage.size - at);
@@ -70,7 +73,8 @@ void write_text(const Sink& sink, std::string_view content, ZipRecord& record) {
 
 }  // namespace
 
-Encoder::Encoder(const Value& state, const CheckpointInfo& info) : plan_(std::make_unique<Plan>(state, info)) {}
+Encoder::Encoder(const Value& state, const CheckpointInfo& info)
+    : plan_(std::make_unique<Plan>(state, info)) {}
 Encoder::Encoder(Encoder&&) noexcept = default;
 Encoder::~Encoder() = default;
 

@@ -77,8 +77,10 @@ class PickleReader {
 
 std::string_view PickleReader::take_bytes(std::uint64_t count) {
   require(count <= bytes_.size() - at_, "the pickle ends in the middle");
-  // CPython's two unpicklers disagree on arguments that straddle a frame, so such files are refused.
-  require(!frame_end_ || at_ + count <= *frame_end_, "an argument reaches over the end of its frame");
+  // CPython's two unpicklers disagree on arguments that straddle a frame, so such files are
+  // refused.
+  require(!frame_end_ || at_ + count <= *frame_end_,
+          "an argument reaches over the end of its frame");
   const std::string_view out = bytes_.substr(at_, count);
   at_ += count;
   return out;
@@ -92,7 +94,8 @@ std::string_view PickleReader::take_line() {
 }
 
 NodeId PickleReader::add(Node node) {
-  if (pickle_.nodes.size() >= kMaxNodes) fail(ErrorCode::unsupported, "more than 16 million values in one pickle");
+  if (pickle_.nodes.size() >= kMaxNodes)
+    fail(ErrorCode::unsupported, "more than 16 million values in one pickle");
   pickle_.nodes.push_back(std::move(node));
   return static_cast<NodeId>(pickle_.nodes.size() - 1);
 }
@@ -110,14 +113,16 @@ NodeId PickleReader::add_integer(std::int64_t x) {
 }
 
 NodeId PickleReader::pop() {
-  require(stack_.size() > (marks_.empty() ? 0 : marks_.back()), "an opcode takes more than there is on the stack");
+  require(stack_.size() > (marks_.empty() ? 0 : marks_.back()),
+          "an opcode takes more than there is on the stack");
   const NodeId id = stack_.back();
   stack_.pop_back();
   pickle_.nodes[id].used = true;
   return id;
 }
 NodeId PickleReader::top() const {
-  require(stack_.size() > (marks_.empty() ? 0 : marks_.back()), "an opcode takes more than there is on the stack");
+  require(stack_.size() > (marks_.empty() ? 0 : marks_.back()),
+          "an opcode takes more than there is on the stack");
   return stack_.back();
 }
 std::vector<NodeId> PickleReader::pop_to_mark() {
@@ -149,17 +154,20 @@ void PickleReader::begin_frame() {
   if (size == 0) frame_end_.reset();
 }
 
-// What was used and changes afterwards would mean different things to readers that call at once and to ours,
-// which looks at the finished tree. Picklers only do so for values that contain themselves.
+// What was used and changes afterwards would mean different things to readers that call at once and
+// to ours, which looks at the finished tree. Picklers only do so for values that contain
+// themselves.
 Node& PickleReader::unused_top() {
   Node& target = pickle_.nodes[top()];
-  if (target.used) fail(ErrorCode::unsupported, "a value that contains itself, or changes after it was used");
+  if (target.used)
+    fail(ErrorCode::unsupported, "a value that contains itself, or changes after it was used");
   return target;
 }
 
 bool PickleReader::is_ordered_dict(NodeId function) const {
   const Node& callee = pickle_[function];
-  return callee.kind == NodeKind::global && callee.text == "collections" && callee.name == "OrderedDict";
+  return callee.kind == NodeKind::global && callee.text == "collections" &&
+         callee.name == "OrderedDict";
 }
 
 void PickleReader::append(std::vector<NodeId> items) {
@@ -172,14 +180,17 @@ void PickleReader::append(std::vector<NodeId> items) {
 void PickleReader::set_items(std::vector<NodeId> items) {
   Node& target = unused_top();
   require(items.size() % 2 == 0, "a key without a value");
-  require(target.kind == NodeKind::dict || target.kind == NodeKind::call, "a key is set in what is not a dict");
+  require(target.kind == NodeKind::dict || target.kind == NodeKind::call,
+          "a key is set in what is not a dict");
   auto& into = target.kind == NodeKind::dict ? target.items : target.added;
   into.insert(into.end(), items.begin(), items.end());
 }
 
 void PickleReader::put_long(std::string_view bytes) {
   if (bytes.size() > 8) return push(add_text(NodeKind::big_integer, bytes));
-  std::uint64_t x = !bytes.empty() && (static_cast<unsigned char>(bytes.back()) & 0x80) != 0 ? ~std::uint64_t{0} : 0;
+  std::uint64_t x = !bytes.empty() && (static_cast<unsigned char>(bytes.back()) & 0x80) != 0
+                        ? ~std::uint64_t{0}
+                        : 0;
   for (std::size_t i = bytes.size(); i-- > 0;) x = (x << 8) | static_cast<unsigned char>(bytes[i]);
   push(add_integer(static_cast<std::int64_t>(x)));
 }
@@ -221,7 +232,8 @@ void PickleReader::build(NodeId state) {
 void PickleReader::stack_global() {
   const NodeId name = pop();
   const NodeId module = pop();
-  require(pickle_[name].kind == NodeKind::string && pickle_[module].kind == NodeKind::string, "a global whose name is no string");
+  require(pickle_[name].kind == NodeKind::string && pickle_[module].kind == NodeKind::string,
+          "a global whose name is no string");
   Node node;
   node.kind = NodeKind::global;
   node.text = pickle_[module].text;
@@ -231,14 +243,30 @@ void PickleReader::stack_global() {
 
 bool PickleReader::step_scalar(Op op) {
   switch (op) {
-    case Op::none: push(none_); return true;
-    case Op::new_true: push(true_); return true;
-    case Op::new_false: push(false_); return true;
-    case Op::bin_int: push(add_integer(static_cast<std::int32_t>(take<std::uint32_t>()))); return true;
-    case Op::bin_int1: push(add_integer(take<std::uint8_t>())); return true;
-    case Op::bin_int2: push(add_integer(take<std::uint16_t>())); return true;
-    case Op::long1: put_long(take_bytes(take<std::uint8_t>())); return true;
-    case Op::long4: put_long(take_bytes(take<std::uint32_t>())); return true;
+    case Op::none:
+      push(none_);
+      return true;
+    case Op::new_true:
+      push(true_);
+      return true;
+    case Op::new_false:
+      push(false_);
+      return true;
+    case Op::bin_int:
+      push(add_integer(static_cast<std::int32_t>(take<std::uint32_t>())));
+      return true;
+    case Op::bin_int1:
+      push(add_integer(take<std::uint8_t>()));
+      return true;
+    case Op::bin_int2:
+      push(add_integer(take<std::uint16_t>()));
+      return true;
+    case Op::long1:
+      put_long(take_bytes(take<std::uint8_t>()));
+      return true;
+    case Op::long4:
+      put_long(take_bytes(take<std::uint32_t>()));
+      return true;
     case Op::bin_float: {
       Node node;
       node.kind = NodeKind::real;
@@ -246,41 +274,86 @@ bool PickleReader::step_scalar(Op op) {
       push(add(std::move(node)));
       return true;
     }
-    case Op::bin_unicode: push(add_text(NodeKind::string, take_bytes(take<std::uint32_t>()))); return true;
-    case Op::short_bin_unicode: push(add_text(NodeKind::string, take_bytes(take<std::uint8_t>()))); return true;
-    case Op::bin_unicode8: push(add_text(NodeKind::string, take_bytes(take<std::uint64_t>()))); return true;
+    case Op::bin_unicode:
+      push(add_text(NodeKind::string, take_bytes(take<std::uint32_t>())));
+      return true;
+    case Op::short_bin_unicode:
+      push(add_text(NodeKind::string, take_bytes(take<std::uint8_t>())));
+      return true;
+    case Op::bin_unicode8:
+      push(add_text(NodeKind::string, take_bytes(take<std::uint64_t>())));
+      return true;
     // Strings of Python 2, which torch.load decodes as UTF-8.
-    case Op::short_bin_string: push(add_text(NodeKind::string, take_bytes(take<std::uint8_t>()))); return true;
-    case Op::bin_string: push(add_text(NodeKind::string, take_bytes(take<std::uint32_t>()))); return true;
-    case Op::short_bin_bytes: push(add_text(NodeKind::bytes, take_bytes(take<std::uint8_t>()))); return true;
-    case Op::bin_bytes: push(add_text(NodeKind::bytes, take_bytes(take<std::uint32_t>()))); return true;
-    case Op::bin_bytes8: push(add_text(NodeKind::bytes, take_bytes(take<std::uint64_t>()))); return true;
-    case Op::byte_array8: push(add_text(NodeKind::bytearray, take_bytes(take<std::uint64_t>()))); return true;
-    default: return false;
+    case Op::short_bin_string:
+      push(add_text(NodeKind::string, take_bytes(take<std::uint8_t>())));
+      return true;
+    case Op::bin_string:
+      push(add_text(NodeKind::string, take_bytes(take<std::uint32_t>())));
+      return true;
+    case Op::short_bin_bytes:
+      push(add_text(NodeKind::bytes, take_bytes(take<std::uint8_t>())));
+      return true;
+    case Op::bin_bytes:
+      push(add_text(NodeKind::bytes, take_bytes(take<std::uint32_t>())));
+      return true;
+    case Op::bin_bytes8:
+      push(add_text(NodeKind::bytes, take_bytes(take<std::uint64_t>())));
+      return true;
+    case Op::byte_array8:
+      push(add_text(NodeKind::bytearray, take_bytes(take<std::uint64_t>())));
+      return true;
+    default:
+      return false;
   }
 }
 
 bool PickleReader::step_container(Op op) {
   switch (op) {
-    case Op::mark: marks_.push_back(stack_.size()); return true;
-    case Op::empty_list: push_items(NodeKind::list, {}); return true;
-    case Op::empty_tuple: push_items(NodeKind::tuple, {}); return true;
-    case Op::empty_dict: push_items(NodeKind::dict, {}); return true;
-    case Op::empty_set: push_items(NodeKind::set, {}); return true;
-    case Op::tuple: push_items(NodeKind::tuple, pop_to_mark()); return true;
-    case Op::tuple1: push_last(NodeKind::tuple, 1); return true;
-    case Op::tuple2: push_last(NodeKind::tuple, 2); return true;
-    case Op::tuple3: push_last(NodeKind::tuple, 3); return true;
-    case Op::frozen_set: push_items(NodeKind::frozenset, pop_to_mark()); return true;
-    case Op::append: append({pop()}); return true;
-    case Op::appends: append(pop_to_mark()); return true;
+    case Op::mark:
+      marks_.push_back(stack_.size());
+      return true;
+    case Op::empty_list:
+      push_items(NodeKind::list, {});
+      return true;
+    case Op::empty_tuple:
+      push_items(NodeKind::tuple, {});
+      return true;
+    case Op::empty_dict:
+      push_items(NodeKind::dict, {});
+      return true;
+    case Op::empty_set:
+      push_items(NodeKind::set, {});
+      return true;
+    case Op::tuple:
+      push_items(NodeKind::tuple, pop_to_mark());
+      return true;
+    case Op::tuple1:
+      push_last(NodeKind::tuple, 1);
+      return true;
+    case Op::tuple2:
+      push_last(NodeKind::tuple, 2);
+      return true;
+    case Op::tuple3:
+      push_last(NodeKind::tuple, 3);
+      return true;
+    case Op::frozen_set:
+      push_items(NodeKind::frozenset, pop_to_mark());
+      return true;
+    case Op::append:
+      append({pop()});
+      return true;
+    case Op::appends:
+      append(pop_to_mark());
+      return true;
     case Op::set_item: {
       const NodeId value = pop();
       const NodeId key = pop();
       set_items({key, value});
       return true;
     }
-    case Op::set_items: set_items(pop_to_mark()); return true;
+    case Op::set_items:
+      set_items(pop_to_mark());
+      return true;
     case Op::add_items: {
       std::vector<NodeId> items = pop_to_mark();
       Node& target = unused_top();
@@ -288,7 +361,8 @@ bool PickleReader::step_container(Op op) {
       target.items.insert(target.items.end(), items.begin(), items.end());
       return true;
     }
-    default: return false;
+    default:
+      return false;
   }
 }
 
@@ -302,7 +376,9 @@ bool PickleReader::step_object(Op op) {
       push(add(std::move(node)));
       return true;
     }
-    case Op::stack_global: stack_global(); return true;
+    case Op::stack_global:
+      stack_global();
+      return true;
     case Op::reduce:
     case Op::new_obj: {
       const NodeId arguments = pop();
@@ -316,27 +392,44 @@ bool PickleReader::step_object(Op op) {
       pickle_.nodes[top()].added = {keywords};
       return true;
     }
-    case Op::build: build(pop()); return true;
-    case Op::bin_pers_id: push_items(NodeKind::persistent, {pop()}); return true;
-    default: return false;
+    case Op::build:
+      build(pop());
+      return true;
+    case Op::bin_pers_id:
+      push_items(NodeKind::persistent, {pop()});
+      return true;
+    default:
+      return false;
   }
 }
 
 bool PickleReader::step_memo(Op op) {
   switch (op) {
-    case Op::bin_put: put_memo(take<std::uint8_t>()); return true;
-    case Op::long_bin_put: put_memo(take<std::uint32_t>()); return true;
-    case Op::memoize: put_memo(memo_size_); return true;
-    case Op::bin_get: get_memo(take<std::uint8_t>()); return true;
-    case Op::long_bin_get: get_memo(take<std::uint32_t>()); return true;
-    default: return false;
+    case Op::bin_put:
+      put_memo(take<std::uint8_t>());
+      return true;
+    case Op::long_bin_put:
+      put_memo(take<std::uint32_t>());
+      return true;
+    case Op::memoize:
+      put_memo(memo_size_);
+      return true;
+    case Op::bin_get:
+      get_memo(take<std::uint8_t>());
+      return true;
+    case Op::long_bin_get:
+      get_memo(take<std::uint32_t>());
+      return true;
+    default:
+      return false;
   }
 }
 
 bool PickleReader::step() {
   if (frame_end_ && at_ == *frame_end_) frame_end_.reset();
   opcode_at_ = at_;
-  if (++opcodes_ > kMaxOpcodes) fail(ErrorCode::unsupported, "more than 64 million opcodes in one pickle");
+  if (++opcodes_ > kMaxOpcodes)
+    fail(ErrorCode::unsupported, "more than 64 million opcodes in one pickle");
   const auto op = static_cast<Op>(take<std::uint8_t>());
   if (op == Op::stop) return false;
   if (op == Op::frame) {
@@ -360,10 +453,14 @@ class ShapeCheck {
     while (!path_.empty()) {
       Frame& frame = path_.back();
       const NodeId child = next_child(frame);
-      if (child == kNoNode) leave();
-      else if (seen_[child].state == kDone) absorb(frame.node, child);
-      else if (seen_[child].state == kOpen) fail("a value that contains itself");
-      else enter(child);
+      if (child == kNoNode)
+        leave();
+      else if (seen_[child].state == kDone)
+        absorb(frame.node, child);
+      else if (seen_[child].state == kOpen)
+        fail("a value that contains itself");
+      else
+        enter(child);
     }
   }
 
@@ -379,7 +476,9 @@ class ShapeCheck {
     std::size_t next;
   };
 
-  [[noreturn]] static void fail(const char* what) { throw Error(ErrorCode::unsupported, std::string("the pickle has ") + what); }
+  [[noreturn]] static void fail(const char* what) {
+    throw Error(ErrorCode::unsupported, std::string("the pickle has ") + what);
+  }
 
   void enter(NodeId node) {
     if (path_.size() > kMaxNodeDepth) fail("values nested more than 500 deep");
@@ -396,7 +495,8 @@ class ShapeCheck {
     Seen& into = seen_[parent];
     into.expanded += seen_[child].expanded;
     into.depth = std::max(into.depth, seen_[child].depth + 1);
-    if (into.expanded > kMaxExpanded) fail("values shared so often that they would fill memory when written out");
+    if (into.expanded > kMaxExpanded)
+      fail("values shared so often that they would fill memory when written out");
     if (into.depth > kMaxNodeDepth) fail("values nested more than 500 deep");
   }
   NodeId next_child(Frame& frame) const {
@@ -419,19 +519,23 @@ class ShapeCheck {
 };
 
 Pickle PickleReader::read() {
-  require(!bytes_.empty() && static_cast<Op>(take<std::uint8_t>()) == Op::protocol, "does not begin as a pickle");
+  require(!bytes_.empty() && static_cast<Op>(take<std::uint8_t>()) == Op::protocol,
+          "does not begin as a pickle");
   const auto protocol = take<std::uint8_t>();
-  if (protocol < 2 || protocol > 5) fail(ErrorCode::unsupported, fmt::format("pickle protocol {}", protocol));
+  if (protocol < 2 || protocol > 5)
+    fail(ErrorCode::unsupported, fmt::format("pickle protocol {}", protocol));
   none_ = add(Node{});
   false_ = add_integer(0);
   true_ = add_integer(1);
   for (const NodeId id : {false_, true_}) pickle_.nodes[id].kind = NodeKind::boolean;
   while (step()) {
   }
-  require(marks_.empty() && stack_.size() == 1, "the pickle stops with other than one value on the stack");
+  require(marks_.empty() && stack_.size() == 1,
+          "the pickle stops with other than one value on the stack");
   require(!frame_end_ || at_ == *frame_end_, "the pickle stops before its frame ends");
   require(at_ == bytes_.size(), "bytes after the end of the pickle");
   pickle_.root = stack_.back();
+  pickle_.size = bytes_.size();
   ShapeCheck(pickle_).run();
   return std::move(pickle_);
 }

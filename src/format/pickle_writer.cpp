@@ -15,14 +15,27 @@ namespace {
 
 constexpr std::size_t kBatch = 1000;  // items per SETITEMS or APPENDS, as Python's pickler does
 
-// The opcodes for which read_pickle makes no node. None and the bools are three nodes for all of them.
+// The opcodes for which read_pickle makes no node. None and the bools are three nodes for all of
+// them.
 bool makes_no_node(Op x) {
   switch (x) {
-    case Op::protocol: case Op::stop: case Op::mark: case Op::none: case Op::new_true: case Op::new_false:
-    case Op::appends: case Op::set_item: case Op::set_items: case Op::build: case Op::bin_put: case Op::long_bin_put:
-    case Op::bin_get: case Op::long_bin_get:
+    case Op::protocol:
+    case Op::stop:
+    case Op::mark:
+    case Op::none:
+    case Op::new_true:
+    case Op::new_false:
+    case Op::appends:
+    case Op::set_item:
+    case Op::set_items:
+    case Op::build:
+    case Op::bin_put:
+    case Op::long_bin_put:
+    case Op::bin_get:
+    case Op::long_bin_get:
       return true;
-    default: return false;
+    default:
+      return false;
   }
 }
 
@@ -65,7 +78,8 @@ class PickleWriter {
   void write_tensor(const Tensor& tensor);
   void write_plain_tensor(const Tensor& tensor, bool requires_grad);
   void write_meta_tensor(const Tensor& tensor, bool requires_grad);
-  void write_storage(const Tensor& tensor, const StorageRecord& record, std::int64_t number, bool untyped);
+  void write_storage(const Tensor& tensor, const StorageRecord& record, std::int64_t number,
+                     bool untyped);
   void write_empty_hooks();
   void write_flags(const Tensor& tensor);
   void close_tuple(std::size_t size);
@@ -85,12 +99,17 @@ class PickleWriter {
 };
 
 void PickleWriter::check_size() const {
-  const char* too_many = out_.size() + repeated_text_ > kMaxText ? "more than 1 GiB of values besides its tensors"
-                         : nodes_ + 3 > kMaxNodes                ? "more than 16 million values besides its tensors"
-                         : opcodes_ > kMaxOpcodes                ? "more than 64 million values besides its tensors"
-                                                                 : nullptr;
+  const char* too_many =
+      out_.size() > kMaxPickle ? "more than 1 GiB of values besides its tensors"
+      : repeated_text_ > kMaxRepeatedText
+          ? "more than 128 MiB of str that stand there again and again"
+      : nodes_ + 3 > kMaxNodes ? "more than 16 million values besides its tensors"
+      : opcodes_ > kMaxOpcodes ? "more than 64 million values besides its tensors"
+                               : nullptr;
   if (too_many != nullptr)
-    throw Error(ErrorCode::invalid, fmt::format("the state has {}; put long lists, str and bytes into tensors", too_many));
+    throw Error(
+        ErrorCode::invalid,
+        fmt::format("the state has {}; put long lists, str and bytes into tensors", too_many));
 }
 
 void PickleWriter::put_memo() {
@@ -123,31 +142,40 @@ bool PickleWriter::get_object(const void* identity) {
 
 void PickleWriter::write_value(const Value& value) {
   switch (value.kind()) {
-    case Kind::none: return op(Op::none);
-    case Kind::boolean: return op(value.as_bool() ? Op::new_true : Op::new_false);
-    case Kind::integer: return write_integer(value);
-    case Kind::real: return write_real(value.as_double());
+    case Kind::none:
+      return op(Op::none);
+    case Kind::boolean:
+      return op(value.as_bool() ? Op::new_true : Op::new_false);
+    case Kind::integer:
+      return write_integer(value);
+    case Kind::real:
+      return write_real(value.as_double());
     case Kind::complex:
       write_global("__builtin__", "complex");
       write_real(value.as_complex().real());
       write_real(value.as_complex().imag());
       op(Op::tuple2);
       return op(Op::reduce);
-    case Kind::string: return write_string(value.as_string());
-    case Kind::bytes: return write_bytes(value.as_string());
+    case Kind::string:
+      return write_string(value.as_string());
+    case Kind::bytes:
+      return write_bytes(value.as_string());
     case Kind::bytearray:
       write_global("__builtin__", "bytearray");
       write_bytes(value.as_string());
       op(Op::tuple1);
       return op(Op::reduce);
-    case Kind::dtype: return write_global("torch", dtype_name(value.as_dtype()));
-    case Kind::device: return write_device(value.as_string());
+    case Kind::dtype:
+      return write_global("torch", dtype_name(value.as_dtype()));
+    case Kind::device:
+      return write_device(value.as_string());
     case Kind::layout:
       write_global("torch.serialization", "_get_layout");
       write_string(value.as_string());
       op(Op::tuple1);
       return op(Op::reduce);
-    default: return write_container(value);
+    default:
+      return write_container(value);
   }
 }
 
@@ -156,8 +184,12 @@ void PickleWriter::write_container(const Value& value) {
   const bool shared = value.use_count() > 1;
   if (shared && get_object(value.identity())) return;
   switch (value.kind()) {
-    case Kind::list: write_list(value.as_items()); break;
-    case Kind::tuple: write_tuple(value.as_items()); break;
+    case Kind::list:
+      write_list(value.as_items());
+      break;
+    case Kind::tuple:
+      write_tuple(value.as_items());
+      break;
     case Kind::set:
       write_global("__builtin__", "set");
       write_list(value.as_items());
@@ -170,8 +202,11 @@ void PickleWriter::write_container(const Value& value) {
       op(Op::tuple1);
       op(Op::reduce);
       break;
-    case Kind::tensor: write_tensor(value.as_tensor()); break;
-    default: write_dict(value.as_dict());
+    case Kind::tensor:
+      write_tensor(value.as_tensor());
+      break;
+    default:
+      write_dict(value.as_dict());
   }
   if (!shared) return;
   objects_[value.identity()] = memo_size_;
@@ -233,8 +268,8 @@ void PickleWriter::write_string(std::string_view text) {
   put_memo();
 }
 
-// Protocol 2 has no bytes: they go as a str of the same code points, encoded as latin1 when read. Python itself
-// writes b"" as a call of bytes(), which weights_only refuses; this form it takes.
+// Protocol 2 has no bytes: they go as a str of the same code points, encoded as latin1 when read.
+// Python itself writes b"" as a call of bytes(), which weights_only refuses; this form it takes.
 void PickleWriter::write_bytes(std::string_view bytes) {
   std::string text;
   text.reserve(bytes.size() + bytes.size() / 2);
@@ -300,8 +335,10 @@ void PickleWriter::write_dict_items(const Dict& dict) {
 
 void PickleWriter::write_dict(const Dict& dict) {
   if (dict.kind() == Kind::counter) write_global("collections", "Counter");
-  if (dict.kind() == Kind::ordered_dict) write_empty_hooks();
-  else op(Op::empty_dict);
+  if (dict.kind() == Kind::ordered_dict)
+    write_empty_hooks();
+  else
+    op(Op::empty_dict);
   write_dict_items(dict);
   if (dict.kind() == Kind::counter) {
     op(Op::tuple1);
@@ -339,8 +376,10 @@ void PickleWriter::write_device(const std::string& device) {
 void PickleWriter::write_tensor(const Tensor& tensor) {
   const bool meta = tensor.storage->device == "meta";
   const auto write_inner = [&](bool requires_grad) {
-    if (meta) write_meta_tensor(tensor, requires_grad);
-    else write_plain_tensor(tensor, requires_grad);
+    if (meta)
+      write_meta_tensor(tensor, requires_grad);
+    else
+      write_plain_tensor(tensor, requires_grad);
   };
   if (!tensor.parameter) return write_inner(tensor.requires_grad);
   write_global("torch._utils", "_rebuild_parameter");
@@ -380,14 +419,18 @@ void PickleWriter::write_plain_tensor(const Tensor& tensor, bool requires_grad) 
   op(Op::reduce);
 }
 
-void PickleWriter::write_storage(const Tensor& tensor, const StorageRecord& record, std::int64_t number, bool untyped) {
+void PickleWriter::write_storage(const Tensor& tensor, const StorageRecord& record,
+                                 std::int64_t number, bool untyped) {
   op(Op::mark);
   write_string("storage");
-  if (untyped) write_global("torch.storage", "UntypedStorage");
-  else write_global("torch", storage_class(tensor.dtype));
+  if (untyped)
+    write_global("torch.storage", "UntypedStorage");
+  else
+    write_global("torch", storage_class(tensor.dtype));
   write_string(fmt::format("{}", number));
   write_string(record.storage->device);
-  write_small(static_cast<std::int64_t>(untyped ? record.size : record.size / itemsize(tensor.dtype)));
+  write_small(
+      static_cast<std::int64_t>(untyped ? record.size : record.size / itemsize(tensor.dtype)));
   op(Op::tuple);
   op(Op::bin_pers_id);
 }
@@ -409,23 +452,38 @@ bool needs_untyped_storage(DType dtype, const StorageRecord& record) noexcept {
   return record.mixed || storage_class(dtype).empty();
 }
 
-std::string write_pickle(const Value& state, const StoragePlan& plan) { return PickleWriter(plan).write(state); }
+std::string write_pickle(const Value& state, const StoragePlan& plan) {
+  return PickleWriter(plan).write(state);
+}
 
 std::string_view storage_class(DType dtype) noexcept {
   switch (dtype) {
-    case DType::float64: return "DoubleStorage";
-    case DType::float32: return "FloatStorage";
-    case DType::float16: return "HalfStorage";
-    case DType::bfloat16: return "BFloat16Storage";
-    case DType::complex128: return "ComplexDoubleStorage";
-    case DType::complex64: return "ComplexFloatStorage";
-    case DType::int64: return "LongStorage";
-    case DType::int32: return "IntStorage";
-    case DType::int16: return "ShortStorage";
-    case DType::int8: return "CharStorage";
-    case DType::uint8: return "ByteStorage";
-    case DType::boolean: return "BoolStorage";
-    default: return {};
+    case DType::float64:
+      return "DoubleStorage";
+    case DType::float32:
+      return "FloatStorage";
+    case DType::float16:
+      return "HalfStorage";
+    case DType::bfloat16:
+      return "BFloat16Storage";
+    case DType::complex128:
+      return "ComplexDoubleStorage";
+    case DType::complex64:
+      return "ComplexFloatStorage";
+    case DType::int64:
+      return "LongStorage";
+    case DType::int32:
+      return "IntStorage";
+    case DType::int16:
+      return "ShortStorage";
+    case DType::int8:
+      return "CharStorage";
+    case DType::uint8:
+      return "ByteStorage";
+    case DType::boolean:
+      return "BoolStorage";
+    default:
+      return {};
   }
 }
 

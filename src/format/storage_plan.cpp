@@ -12,17 +12,21 @@
 namespace perdure::format {
 namespace {
 
-constexpr std::size_t kMaxIntBytes = 255;              // LONG1; weights_only takes nothing longer
+constexpr std::size_t kMaxIntBytes = 255;  // LONG1; weights_only takes nothing longer
 
-constexpr std::uint64_t kTensorNodes = 40;             // calls, tuples and numbers that a tensor is in a pickle
+constexpr std::uint64_t kTensorNodes =
+    40;  // calls, tuples and numbers that a tensor is in a pickle
 
 // "cuda", "cuda:1": what write_device can write.
 bool is_device_name(std::string_view name) {
-  const auto is_word = [](char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_'; };
+  const auto is_word = [](char c) {
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+  };
   const auto is_digit = [](char c) { return c >= '0' && c <= '9'; };
   const std::size_t colon = std::min(name.find(':'), name.size());
   const std::string_view index = name.substr(std::min(colon + 1, name.size()));
-  const bool index_fits = colon == name.size() || (!index.empty() && index.size() < 10 && std::ranges::all_of(index, is_digit));
+  const bool index_fits = colon == name.size() || (!index.empty() && index.size() < 10 &&
+                                                   std::ranges::all_of(index, is_digit));
   return colon > 0 && std::ranges::all_of(name.substr(0, colon), is_word) && index_fits;
 }
 
@@ -39,7 +43,8 @@ bool is_meta(const Tensor& tensor) { return tensor.storage && tensor.storage->de
 std::string memory_key(const TensorStorage& storage) {
   // Storages without bytes have no address that could tell them apart.
   if (storage.size == 0) return fmt::format("empty {}", static_cast<const void*>(&storage));
-  return fmt::format("{} {} {}", static_cast<const void*>(storage.data), storage.size, storage.device);
+  return fmt::format("{} {} {}", static_cast<const void*>(storage.data), storage.size,
+                     storage.device);
 }
 
 }  // namespace
@@ -55,7 +60,8 @@ class StateWalk {
     if (value.kind() == Kind::tensor) return plan_.add_tensor(value.as_tensor(), path_);
     if (!value.is_mapping() && !value.is_sequence()) return;
     const void* self = value.identity();
-    if (open_.contains(self)) refuse(path_, "contains itself; a checkpoint holds trees, break the loop");
+    if (open_.contains(self))
+      refuse(path_, "contains itself; a checkpoint holds trees, break the loop");
     if (const auto it = done_.find(self); it != done_.end()) return count(it->second);
     visit_container(value);
   }
@@ -64,32 +70,41 @@ class StateWalk {
   void visit_container(const Value& value) {
     // These two stand in the pickle as a call with a tuple around what they hold.
     const std::uint32_t levels = value.kind() == Kind::counter || value.kind() == Kind::set ? 3 : 1;
-    if (depth_ + levels > kMaxDepth) refuse(path_, fmt::format("nested more than {} deep", kMaxDepth));
+    if (depth_ + levels > kMaxDepth)
+      refuse(path_, fmt::format("nested more than {} deep", kMaxDepth));
     const std::uint64_t before = expanded_;
     depth_ += levels;
     open_.insert(value.identity());
-    if (value.is_mapping()) visit_dict(value.as_dict());
-    else visit_items(value.as_items());
+    if (value.is_mapping())
+      visit_dict(value.as_dict());
+    else
+      visit_items(value.as_items());
     open_.erase(value.identity());
     depth_ -= levels;
     if (value.use_count() > 1) done_[value.identity()] = expanded_ - before;
   }
   void count(std::uint64_t nodes) {
     expanded_ += nodes;
-    if (expanded_ > kMaxExpanded / 2) refuse(path_, "containers that are shared so often that a reader would take them for a bomb; copy less of them");
+    if (expanded_ > kMaxExpanded / 2)
+      refuse(path_,
+             "containers that are shared so often that a reader would take them for a bomb; copy "
+             "less of them");
   }
   void check_scalar(const Value& value) const {
     if (value.kind() == Kind::opaque)
-      refuse(path_, fmt::format("{} cannot be saved: perdure does not know what it is", repr(value)));
+      refuse(path_,
+             fmt::format("{} cannot be saved: perdure does not know what it is", repr(value)));
     if (const BigInt* big = value.as_big_int(); big != nullptr && big->bytes.size() > kMaxIntBytes)
       refuse(path_, "an int of more than 255 bytes, which torch.load refuses; save it as a str");
-    const bool text = value.kind() == Kind::string || value.kind() == Kind::bytes || value.kind() == Kind::bytearray;
-    if (text && value.as_string().size() > kMaxText)
+    const bool text = value.kind() == Kind::string || value.kind() == Kind::bytes ||
+                      value.kind() == Kind::bytearray;
+    if (text && value.as_string().size() > kMaxPickle)
       refuse(path_, "a str or bytes of more than 1 GiB; save it as a uint8 tensor");
     if (value.kind() == Kind::string && !is_utf8(value.as_string()))
       refuse(path_, fmt::format("the str {} is no UTF-8; save it as bytes", repr(value)));
     if (value.kind() == Kind::device && !is_device_name(value.as_string()))
-      refuse(path_, fmt::format("{} is no device that torch would take; write it as in 'cuda:0'", repr(value)));
+      refuse(path_, fmt::format("{} is no device that torch would take; write it as in 'cuda:0'",
+                                repr(value)));
   }
   void visit_items(const Value::Items& items) {
     for (std::size_t i = 0; i < items.size(); ++i) visit_at(Value(i), items[i]);
@@ -98,7 +113,9 @@ class StateWalk {
     visit_entries(dict);
     if (!dict.attributes()) return;
     if (dict.kind() != Kind::ordered_dict)
-      refuse(path_, fmt::format("a {} with attributes, which torch.load refuses; make it an OrderedDict", kind_name(dict.kind())));
+      refuse(path_,
+             fmt::format("a {} with attributes, which torch.load refuses; make it an OrderedDict",
+                         kind_name(dict.kind())));
     visit_entries(*dict.attributes());
   }
   void visit_entries(const Dict& dict) {
@@ -129,7 +146,8 @@ StoragePlan::StoragePlan(const Value& state) {
 void StoragePlan::add_tensor(const Tensor& tensor, const KeyPath& path) {
   if (!tensor.storage) refuse(path, "a tensor without a storage");
   if (!is_utf8(tensor.storage->device)) refuse(path, "a tensor on a device whose name is no UTF-8");
-  if (tensor.conj && !is_complex(tensor.dtype)) refuse(path, "a conjugated tensor that is not complex");
+  if (tensor.conj && !is_complex(tensor.dtype))
+    refuse(path, "a conjugated tensor that is not complex");
   std::pair<std::uint64_t, std::uint64_t> range;
   try {
     range = tensor.byte_range();
@@ -140,7 +158,8 @@ void StoragePlan::add_tensor(const Tensor& tensor, const KeyPath& path) {
     tensors_.push_back({path, &tensor, -1});
     return;
   }
-  if (range.second > tensor.storage->size) refuse(path, "a tensor that reaches outside of its storage");
+  if (range.second > tensor.storage->size)
+    refuse(path, "a tensor that reaches outside of its storage");
   if (range.second > 0 && tensor.storage->data == nullptr)
     refuse(path, "a tensor whose bytes were never read; call CheckpointFile::read_all first");
   StorageRecord& record = record_for(tensor);
@@ -162,14 +181,19 @@ StorageRecord& StoragePlan::record_for(const Tensor& tensor) {
   return record;
 }
 
-// _rebuild_tensor_v3 of torch 2.13 calls set_() on a tensor that requires grad already, which raises. Inside of a
-// Parameter the flag is set afterwards.
+// _rebuild_tensor_v3 of torch 2.13 calls set_() on a tensor that requires grad already, which
+// raises. Inside of a Parameter the flag is set afterwards.
 void StoragePlan::check_gradient(const PlannedTensor& planned, const StorageRecord& record) {
   const Tensor& tensor = *planned.tensor;
-  if (!tensor.requires_grad || tensor.parameter || !needs_untyped_storage(tensor.dtype, record)) return;
-  refuse(planned.path, fmt::format("a {} tensor that requires grad{}, which torch.load cannot rebuild: save x.detach() or "
-                                   "make it a torch.nn.Parameter",
-                                   dtype_name(tensor.dtype), record.mixed ? " and shares its storage with another dtype" : ""));
+  if (!tensor.requires_grad || tensor.parameter || !needs_untyped_storage(tensor.dtype, record))
+    return;
+  refuse(
+      planned.path,
+      fmt::format(
+          "a {} tensor that requires grad{}, which torch.load cannot rebuild: save x.detach() or "
+          "make it a torch.nn.Parameter",
+          dtype_name(tensor.dtype),
+          record.mixed ? " and shares its storage with another dtype" : ""));
 }
 
 void StoragePlan::settle() {
@@ -198,7 +222,8 @@ std::int64_t StoragePlan::storage_offset(const Tensor& tensor) const {
   const std::int64_t record = record_of(tensor);
   if (record < 0 || tensor.numel() == 0) return 0;
   return tensor.storage_offset -
-         static_cast<std::int64_t>(records_[static_cast<std::size_t>(record)].begin / itemsize(tensor.dtype));
+         static_cast<std::int64_t>(records_[static_cast<std::size_t>(record)].begin /
+                                   itemsize(tensor.dtype));
 }
 
 }  // namespace perdure::format

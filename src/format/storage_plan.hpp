@@ -1,21 +1,21 @@
 // Which bytes of which memory go into which record, and what each tensor then looks into.
 #pragma once
 
+#include <perdure/value.hpp>
 #include <string>
 #include <unordered_map>
 #include <vector>
 
-#include <perdure/value.hpp>
-
 namespace perdure::format {
 
-// One record data/N. What several tensors share is written once; what no tensor covers is not written.
+// One record data/N. What several tensors share is written once; what no tensor covers is not
+// written.
 struct StorageRecord {
   const TensorStorage* storage = nullptr;
-  std::uint64_t begin = 0;   // bytes of the storage that are left out in front
-  std::uint64_t size = 0;    // bytes that are written
+  std::uint64_t begin = 0;  // bytes of the storage that are left out in front
+  std::uint64_t size = 0;   // bytes that are written
   DType dtype = DType::uint8;
-  bool mixed = false;        // tensors of several dtypes look into it
+  bool mixed = false;  // tensors of several dtypes look into it
 };
 
 struct PlannedTensor {
@@ -26,15 +26,15 @@ struct PlannedTensor {
 
 class StoragePlan {
  public:
-  // Walks the state in the order in which it will be pickled. Error(invalid) with the place of a value that no
-  // file can hold: opaque objects, cycles, more than 500 levels, ints of more than 255 bytes, tensors that reach
-  // outside of their storage or whose bytes are not there.
+  // Walks the state in the order in which it will be pickled. Error(invalid) with the place of a
+  // value that no file can hold: opaque objects, cycles, more than 500 levels, ints of more than
+  // 255 bytes, tensors that reach outside of their storage or whose bytes are not there.
   explicit StoragePlan(const Value& state);
 
   const std::vector<StorageRecord>& records() const { return records_; }
   const std::vector<PlannedTensor>& tensors() const { return tensors_; }
-  std::int64_t record_of(const Tensor& tensor) const;          // -1: none
-  std::int64_t storage_offset(const Tensor& tensor) const;     // elements, in the record
+  std::int64_t record_of(const Tensor& tensor) const;       // -1: none
+  std::int64_t storage_offset(const Tensor& tensor) const;  // elements, in the record
 
  private:
   friend class StateWalk;
@@ -45,7 +45,7 @@ class StoragePlan {
 
   std::vector<StorageRecord> records_;
   std::vector<PlannedTensor> tensors_;
-  std::unordered_map<std::string, std::size_t> by_memory_;     // data, size, device -> record
+  std::unordered_map<std::string, std::size_t> by_memory_;  // data, size, device -> record
   std::unordered_map<const Tensor*, std::int64_t> by_tensor_;
 };
 

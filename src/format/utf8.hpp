@@ -1,4 +1,5 @@
-// UTF-8 as Python's 'surrogatepass' takes it: no overlong forms, nothing above U+10FFFF, lone surrogates kept.
+// UTF-8 as Python's 'surrogatepass' takes it: no overlong forms, nothing above U+10FFFF, lone
+// surrogates kept.
 #pragma once
 
 #include <cstddef>

@@ -21,21 +21,27 @@ struct DTypeFacts {
 
 // In the order of DType.
 constexpr std::array<DTypeFacts, kDTypeCount> kDTypes = {{
-    {"float64", 8},         {"float32", 4},       {"float16", 2},
-    {"bfloat16", 2},        {"complex128", 16},   {"complex64", 8},
-    {"complex32", 4},       {"int64", 8},         {"int32", 4},
-    {"int16", 2},           {"int8", 1},          {"uint64", 8},
-    {"uint32", 4},          {"uint16", 2},        {"uint8", 1},
-    {"bool", 1},            {"float8_e4m3fn", 1}, {"float8_e4m3fnuz", 1},
-    {"float8_e5m2", 1},     {"float8_e5m2fnuz", 1}, {"float8_e8m0fnu", 1},
-    {"float4_e2m1fn_x2", 1}, {"bits8", 1},        {"bits16", 2},
-    {"bits1x8", 1},         {"bits2x4", 1},       {"bits4x2", 1},
+    {"float64", 8},        {"float32", 4},
+    {"float16", 2},        {"bfloat16", 2},
+    {"complex128", 16},    {"complex64", 8},
+    {"complex32", 4},      {"int64", 8},
+    {"int32", 4},          {"int16", 2},
+    {"int8", 1},           {"uint64", 8},
+    {"uint32", 4},         {"uint16", 2},
+    {"uint8", 1},          {"bool", 1},
+    {"float8_e4m3fn", 1},  {"float8_e4m3fnuz", 1},
+    {"float8_e5m2", 1},    {"float8_e5m2fnuz", 1},
+    {"float8_e8m0fnu", 1}, {"float4_e2m1fn_x2", 1},
+    {"bits8", 1},          {"bits16", 2},
+    {"bits1x8", 1},        {"bits2x4", 1},
+    {"bits4x2", 1},
 }};
 
 constexpr std::array<std::string_view, 20> kKindNames = {
-    "None",       "bool",        "int",     "float",       "complex",      "str",          "bytes",
-    "bytearray",  "list",        "tuple",   "set",         "torch.Size",   "dict",         "OrderedDict",
-    "Counter",    "torch.dtype", "torch.device", "torch.layout", "tensor", "opaque object"};
+    "None",        "bool",         "int",          "float",       "complex",
+    "str",         "bytes",        "bytearray",    "list",        "tuple",
+    "set",         "torch.Size",   "dict",         "OrderedDict", "Counter",
+    "torch.dtype", "torch.device", "torch.layout", "tensor",      "opaque object"};
 
 template <class T>
 std::string raw_bytes(const T& x) {
@@ -48,7 +54,8 @@ std::string raw_bytes(const T& x) {
 BigInt big_integer(double x) {
   int exponent = 0;
   const auto mantissa = static_cast<std::int64_t>(std::ldexp(std::frexp(x, &exponent), 53));
-  exponent -= 53;  // above 0, so nothing is lost; the mantissa leaves the 7 bits free that it is shifted into
+  exponent -= 53;  // above 0, so nothing is lost; the mantissa leaves the 7 bits free that it is
+                   // shifted into
   BigInt out{std::string(static_cast<std::size_t>(exponent / 8), '\0')};
   const auto shifted = static_cast<std::uint64_t>(mantissa) << (exponent % 8);
   for (int i = 0; i < 8; ++i) out.bytes += static_cast<char>((shifted >> (8 * i)) & 0xFF);
@@ -65,7 +72,8 @@ std::string canonical_real(double x) {
 
 std::string canonical_key(const Value& key);
 
-// A tuple is written out in full, and a small one can stand for a huge one when its members are shared.
+// A tuple is written out in full, and a small one can stand for a huge one when its members are
+// shared.
 constexpr std::size_t kMaxTupleKey = std::size_t{1} << 20;
 
 std::string canonical_tuple(const Value::Items& items) {
@@ -74,7 +82,8 @@ std::string canonical_tuple(const Value::Items& items) {
     const std::string part = canonical_key(item);
     out += fmt::format("{}:{}", part.size(), part);
     if (out.size() > kMaxTupleKey)
-      throw Error(ErrorCode::invalid, "a tuple of more than 1 MiB cannot be a key of a dict or a member of a set");
+      throw Error(ErrorCode::invalid,
+                  "a tuple of more than 1 MiB cannot be a key of a dict or a member of a set");
   }
   return out;
 }
@@ -86,20 +95,30 @@ std::string canonical_complex(std::complex<double> x) {
 // A string that is equal for two keys exactly where Python says that they are the same key.
 std::string canonical_key(const Value& key) {
   switch (key.kind()) {
-    case Kind::none: return "n";
-    case Kind::boolean: return key.as_bool() ? "i1" : "i0";
+    case Kind::none:
+      return "n";
+    case Kind::boolean:
+      return key.as_bool() ? "i1" : "i0";
     case Kind::integer:
       if (const BigInt* big = key.as_big_int()) return "I" + big->bytes;
       return fmt::format("i{}", key.as_int());
-    case Kind::real: return canonical_real(key.as_double());
-    case Kind::complex: return canonical_complex(key.as_complex());
-    case Kind::string: return "s" + key.as_string();
-    case Kind::bytes: return "b" + key.as_string();
+    case Kind::real:
+      return canonical_real(key.as_double());
+    case Kind::complex:
+      return canonical_complex(key.as_complex());
+    case Kind::string:
+      return "s" + key.as_string();
+    case Kind::bytes:
+      return "b" + key.as_string();
     case Kind::tuple:
-    case Kind::size: return canonical_tuple(key.as_items());
-    case Kind::dtype: return "d" + std::string(dtype_name(key.as_dtype()));
-    case Kind::device: return "D" + key.as_string();
-    case Kind::layout: return "l" + key.as_string();
+    case Kind::size:
+      return canonical_tuple(key.as_items());
+    case Kind::dtype:
+      return "d" + std::string(dtype_name(key.as_dtype()));
+    case Kind::device:
+      return "D" + key.as_string();
+    case Kind::layout:
+      return "l" + key.as_string();
     default:
       throw Error(ErrorCode::invalid,
                   fmt::format("a {} cannot be a key of a dict or a member of a set: use str or int",
@@ -109,7 +128,8 @@ std::string canonical_key(const Value& key) {
 
 // Format and line controls, which can make a terminal show a text as another one.
 bool is_invisible(std::uint32_t c) {
-  return (c >= 0x200B && c <= 0x200F) || (c >= 0x2028 && c <= 0x202E) || (c >= 0x2060 && c <= 0x206F) || c == 0xFEFF;
+  return (c >= 0x200B && c <= 0x200F) || (c >= 0x2028 && c <= 0x202E) ||
+         (c >= 0x2060 && c <= 0x206F) || c == 0xFEFF;
 }
 
 // One character as Python's repr prints it; what is no UTF-8, byte by byte as \xNN.
@@ -123,14 +143,15 @@ std::string escape(std::string_view bytes, format::CodePoint point) {
   return std::string(bytes);
 }
 
-// Python-like quoting: whatever the text, what comes out is printable UTF-8, so that a hostile file cannot
-// write to a terminal.
+// Python-like quoting: whatever the text, what comes out is printable UTF-8, so that a hostile file
+// cannot write to a terminal.
 std::string quote(std::string_view text, std::size_t limit, bool utf8) {
   std::string out = "'";
   for (std::size_t at = 0; at < text.size();) {
     if (out.size() >= limit) return out + "...'";
     const bool ascii = static_cast<unsigned char>(text[at]) < 0x80;
-    const format::CodePoint point = utf8 || ascii ? format::code_point(text, at) : format::CodePoint{};
+    const format::CodePoint point =
+        utf8 || ascii ? format::code_point(text, at) : format::CodePoint{};
     const std::size_t length = std::max<std::size_t>(point.length, 1);
     out += escape(text.substr(at, length), point);
     at += length;
@@ -149,7 +170,8 @@ std::string repr_big(const BigInt& x) {
   std::string out;
   for (auto it = x.bytes.rbegin(); it != x.bytes.rend() && out.size() < 64; ++it)
     out += fmt::format("{:02x}", static_cast<unsigned char>(*it));
-  return fmt::format("int(0x{}{}, {} bytes)", out, x.bytes.size() > 32 ? "..." : "", x.bytes.size());
+  return fmt::format("int(0x{}{}, {} bytes)", out, x.bytes.size() > 32 ? "..." : "",
+                     x.bytes.size());
 }
 
 std::string repr_tuple(const Value::Items& items, std::size_t limit) {
@@ -166,7 +188,8 @@ std::string repr_opaque(const Opaque& x) {
 }
 
 std::uint64_t checked_size(std::int64_t size) {
-  if (size < 0) throw Error(ErrorCode::invalid, fmt::format("a tensor with a negative size, {}", size));
+  if (size < 0)
+    throw Error(ErrorCode::invalid, fmt::format("a tensor with a negative size, {}", size));
   return static_cast<std::uint64_t>(size);
 }
 
@@ -188,14 +211,22 @@ std::uint64_t checked_add(std::uint64_t a, std::uint64_t b) {
 
 const char* error_code_name(ErrorCode code) noexcept {
   switch (code) {
-    case ErrorCode::io: return "io";
-    case ErrorCode::corrupt: return "corrupt";
-    case ErrorCode::not_found: return "not_found";
-    case ErrorCode::invalid: return "invalid";
-    case ErrorCode::unsupported: return "unsupported";
-    case ErrorCode::cancelled: return "cancelled";
-    case ErrorCode::full: return "full";
-    case ErrorCode::locked: return "locked";
+    case ErrorCode::io:
+      return "io";
+    case ErrorCode::corrupt:
+      return "corrupt";
+    case ErrorCode::not_found:
+      return "not_found";
+    case ErrorCode::invalid:
+      return "invalid";
+    case ErrorCode::unsupported:
+      return "unsupported";
+    case ErrorCode::cancelled:
+      return "cancelled";
+    case ErrorCode::full:
+      return "full";
+    case ErrorCode::locked:
+      return "locked";
   }
   return "unknown";
 }
@@ -209,7 +240,9 @@ std::optional<DType> dtype_from_name(std::string_view name) noexcept {
     if (kDTypes[i].name == name) return static_cast<DType>(i);
   return std::nullopt;
 }
-std::string_view kind_name(Kind kind) noexcept { return kKindNames[static_cast<std::size_t>(kind)]; }
+std::string_view kind_name(Kind kind) noexcept {
+  return kKindNames[static_cast<std::size_t>(kind)];
+}
 
 std::uint64_t Tensor::numel() const {
   // Checked even where an earlier size is 0, so that no shape is taken that torch could not hold.
@@ -220,10 +253,11 @@ std::uint64_t Tensor::numel() const {
 
 std::pair<std::uint64_t, std::uint64_t> Tensor::byte_range() const {
   if (strides.size() != shape.size())
-    throw Error(ErrorCode::invalid, fmt::format("a tensor with {} sizes but {} strides", shape.size(),
-                                                strides.size()));
+    throw Error(ErrorCode::invalid,
+                fmt::format("a tensor with {} sizes but {} strides", shape.size(), strides.size()));
   if (storage_offset < 0)
-    throw Error(ErrorCode::invalid, fmt::format("a tensor with a negative offset, {}", storage_offset));
+    throw Error(ErrorCode::invalid,
+                fmt::format("a tensor with a negative offset, {}", storage_offset));
   auto last = static_cast<std::uint64_t>(storage_offset);
   const std::uint64_t first = last;
   for (std::size_t i = 0; i < shape.size(); ++i) {
@@ -266,7 +300,8 @@ Value::Value(BigInt x) : kind_(Kind::integer) {
     data_ = std::move(x);
     return;
   }
-  const bool negative = !x.bytes.empty() && (static_cast<unsigned char>(x.bytes.back()) & 0x80) != 0;
+  const bool negative =
+      !x.bytes.empty() && (static_cast<unsigned char>(x.bytes.back()) & 0x80) != 0;
   x.bytes.resize(8, negative ? '\xff' : '\0');
   std::int64_t small = 0;
   for (std::size_t i = 8; i-- > 0;)
@@ -426,16 +461,26 @@ bool Value::contains(std::string_view key) const {
 const void* Value::identity() const noexcept {
   return std::visit(
       [](const auto& x) -> const void* {
-        if constexpr (requires { x.get(); x.use_count(); }) return x.get();
-        else return nullptr;
+        if constexpr (requires {
+                        x.get();
+                        x.use_count();
+                      })
+          return x.get();
+        else
+          return nullptr;
       },
       data_);
 }
 long Value::use_count() const noexcept {
   return std::visit(
       [](const auto& x) -> long {
-        if constexpr (requires { x.get(); x.use_count(); }) return x.use_count();
-        else return 0;
+        if constexpr (requires {
+                        x.get();
+                        x.use_count();
+                      })
+          return x.use_count();
+        else
+          return 0;
       },
       data_);
 }
@@ -446,8 +491,10 @@ Dict::Dict(std::initializer_list<Entry> entries) : kind_(Kind::dict) {
 
 Dict& Dict::set(Value key, Value value) {
   const auto [it, fresh] = index_.try_emplace(canonical_key(key), entries_.size());
-  if (fresh) entries_.emplace_back(std::move(key), std::move(value));
-  else entries_[it->second].second = std::move(value);
+  if (fresh)
+    entries_.emplace_back(std::move(key), std::move(value));
+  else
+    entries_[it->second].second = std::move(value);
   return *this;
 }
 const Value* Dict::find(const Value& key) const {
@@ -467,9 +514,8 @@ const Value& Dict::at(const Value& key) const {
     }
     known += (known.empty() ? "" : ", ") + repr(name);
   }
-  throw Error(ErrorCode::not_found,
-              fmt::format("there is no key {}; the keys are: {}", repr(key),
-                          known.empty() ? "(none)" : known));
+  throw Error(ErrorCode::not_found, fmt::format("there is no key {}; the keys are: {}", repr(key),
+                                                known.empty() ? "(none)" : known));
 }
 
 std::string format_path(const KeyPath& path) {
@@ -481,25 +527,39 @@ std::string format_path(const KeyPath& path) {
 
 std::string repr(const Value& value, std::size_t limit) {
   switch (value.kind()) {
-    case Kind::none: return "None";
-    case Kind::boolean: return value.as_bool() ? "True" : "False";
+    case Kind::none:
+      return "None";
+    case Kind::boolean:
+      return value.as_bool() ? "True" : "False";
     case Kind::integer:
       if (const BigInt* big = value.as_big_int()) return repr_big(*big);
       return fmt::format("{}", value.as_int());
-    case Kind::real: return repr_real(value.as_double());
+    case Kind::real:
+      return repr_real(value.as_double());
     case Kind::complex:
       return fmt::format("({}{:+}j)", value.as_complex().real(), value.as_complex().imag());
-    case Kind::string: return quote(value.as_string(), limit, true);
-    case Kind::bytes: return "b" + quote(value.as_string(), limit, false);
-    case Kind::bytearray: return "bytearray(b" + quote(value.as_string(), limit, false) + ")";
-    case Kind::tuple: return repr_tuple(value.as_items(), limit);
-    case Kind::size: return "torch.Size(" + repr_tuple(value.as_items(), limit) + ")";
-    case Kind::dtype: return fmt::format("torch.{}", dtype_name(value.as_dtype()));
-    case Kind::device: return fmt::format("torch.device({})", quote(value.as_string(), limit, true));
-    case Kind::layout: return quote(value.as_string(), limit, true);
-    case Kind::opaque: return repr_opaque(value.as_opaque());
-    case Kind::tensor: return fmt::format("tensor({})", dtype_name(value.as_tensor().dtype));
-    default: return fmt::format("{}", kind_name(value.kind()));
+    case Kind::string:
+      return quote(value.as_string(), limit, true);
+    case Kind::bytes:
+      return "b" + quote(value.as_string(), limit, false);
+    case Kind::bytearray:
+      return "bytearray(b" + quote(value.as_string(), limit, false) + ")";
+    case Kind::tuple:
+      return repr_tuple(value.as_items(), limit);
+    case Kind::size:
+      return "torch.Size(" + repr_tuple(value.as_items(), limit) + ")";
+    case Kind::dtype:
+      return fmt::format("torch.{}", dtype_name(value.as_dtype()));
+    case Kind::device:
+      return fmt::format("torch.device({})", quote(value.as_string(), limit, true));
+    case Kind::layout:
+      return quote(value.as_string(), limit, true);
+    case Kind::opaque:
+      return repr_opaque(value.as_opaque());
+    case Kind::tensor:
+      return fmt::format("tensor({})", dtype_name(value.as_tensor().dtype));
+    default:
+      return fmt::format("{}", kind_name(value.kind()));
   }
 }
 

@@ -17,9 +17,11 @@ constexpr std::uint64_t kCentralSize = 46;
 constexpr std::uint64_t kLocalSize = 30;
 constexpr std::uint64_t kLargeDescriptorSize = 24;
 constexpr std::uint32_t kMax32 = 0xFFFFFFFF;
-// About ten million records: more than any model has tensors, and a bound on what a hostile file can make us allocate.
+// About ten million records: more than any model has tensors, and a bound on what a hostile file
+// can make us allocate.
 constexpr std::uint64_t kMaxDirectorySize = std::uint64_t{1} << 30;
-// Bit 3 (sizes after the data) and bit 11 (names are UTF-8) are all that torch and plain zip tools need.
+// Bit 3 (sizes after the data) and bit 11 (names are UTF-8) are all that torch and plain zip tools
+// need.
 constexpr std::uint16_t kKnownFlags = 0x0808;
 constexpr std::uint16_t kDescriptorFlag = 0x0008;
 
@@ -61,13 +63,14 @@ class ZipReader {
                        std::uint64_t* directory_end) const;
   std::vector<CentralEntry> parse_central(std::string_view bytes, const Directory& directory) const;
   CentralEntry parse_central_entry(ByteReader& in, const Directory& directory) const;
-  void apply_zip64(std::string_view extra, std::uint64_t offset, CentralEntry& entry, std::uint64_t* compressed,
-                   bool size_is_max, bool compressed_is_max, bool offset_is_max) const;
+  void apply_zip64(std::string_view extra, std::uint64_t offset, CentralEntry& entry,
+                   std::uint64_t* compressed, bool size_is_max, bool compressed_is_max,
+                   bool offset_is_max) const;
   void check_names(const std::vector<CentralEntry>& entries, const Directory& directory);
   void check_name(std::string_view name, std::uint64_t offset) const;
   std::uint64_t check_local(const CentralEntry& entry, std::uint64_t next) const;
-  void check_local_zip64(const CentralEntry& entry, std::uint64_t offset, std::uint64_t extra_size, std::uint32_t size,
-                         std::uint32_t compressed) const;
+  void check_local_zip64(const CentralEntry& entry, std::uint64_t offset, std::uint64_t extra_size,
+                         std::uint32_t size, std::uint32_t compressed) const;
   void check_descriptor(const CentralEntry& entry, std::uint64_t offset, std::uint64_t next) const;
   [[noreturn]] static void refuse_compressed(const CentralEntry& entry);
 
@@ -77,7 +80,8 @@ class ZipReader {
 
 Directory ZipReader::find_directory() const {
   const std::uint64_t file_size = source_.size();
-  require(file_size >= kEndSize + kCentralSize + kLocalSize, file_size, "too short to be a PyTorch file; it was cut off");
+  require(file_size >= kEndSize + kCentralSize + kLocalSize, file_size,
+          "too short to be a PyTorch file; it was cut off");
   const std::uint64_t tail_size = std::min(file_size, kEndSize + kLocatorSize + kEnd64Size);
   const std::string tail = read_bytes(file_size - tail_size, tail_size);
   const std::uint64_t end_offset = file_size - kEndSize;
@@ -86,49 +90,59 @@ Directory ZipReader::find_directory() const {
           "no zip end record at the end of the file; it was cut off, or something was appended");
   require(in.take<std::uint32_t>() == 0, end_offset, "a zip of several volumes");
   const auto count = in.take<std::uint16_t>();
-  require(in.take<std::uint16_t>() == count, end_offset, "the zip end record contradicts itself on the number of records");
+  require(in.take<std::uint16_t>() == count, end_offset,
+          "the zip end record contradicts itself on the number of records");
   Directory directory{.offset = 0, .size = in.take<std::uint32_t>(), .count = count};
   directory.offset = in.take<std::uint32_t>();
   require(in.take<std::uint16_t>() == 0, end_offset, "a zip comment, which PyTorch never writes");
   std::uint64_t directory_end = end_offset;
   directory = read_end64(tail, end_offset, directory, &directory_end);
-  require(directory.offset <= directory_end && directory.size == directory_end - directory.offset, end_offset,
-          "the zip directory does not lie where the end record says");
+  require(directory.offset <= directory_end && directory.size == directory_end - directory.offset,
+          end_offset, "the zip directory does not lie where the end record says");
   require(directory.count > 0 && directory.count <= directory.size / kCentralSize &&
               directory.count <= directory.offset / kLocalSize,
           end_offset, "the number of records does not fit the size of the zip directory");
-  require(directory.size <= kMaxDirectorySize, directory.offset, "a zip directory of more than 1 GiB");
+  require(directory.size <= kMaxDirectorySize, directory.offset,
+          "a zip directory of more than 1 GiB");
   return directory;
 }
 
-// torch writes the zip64 end record always, others only where it is needed; it must agree with the short one.
-Directory ZipReader::read_end64(const std::string& tail, std::uint64_t end_offset, const Directory& narrow,
-                                std::uint64_t* directory_end) const {
+// torch writes the zip64 end record always, others only where it is needed; it must agree with the
+// short one.
+Directory ZipReader::read_end64(const std::string& tail, std::uint64_t end_offset,
+                                const Directory& narrow, std::uint64_t* directory_end) const {
   const bool needed = narrow.count == 0xFFFF || narrow.size == kMax32 || narrow.offset == kMax32;
   const std::uint64_t before_end = tail.size() - kEndSize;
-  const bool present = before_end >= kLocatorSize && get<std::uint32_t>(&tail[before_end - kLocatorSize]) == 0x07064B50;
+  const bool present = before_end >= kLocatorSize &&
+                       get<std::uint32_t>(&tail[before_end - kLocatorSize]) == 0x07064B50;
   if (!present) {
     require(!needed, end_offset, "the zip64 end record is missing");
     return narrow;
   }
   const std::uint64_t locator_offset = end_offset - kLocatorSize;
-  ByteReader locator(std::string_view(tail).substr(before_end - kLocatorSize), "zip64 locator", locator_offset);
+  ByteReader locator(std::string_view(tail).substr(before_end - kLocatorSize), "zip64 locator",
+                     locator_offset);
   locator.take<std::uint32_t>();
   require(locator.take<std::uint32_t>() == 0, locator_offset, "a zip of several volumes");
   const auto end64_offset = locator.take<std::uint64_t>();
   require(locator.take<std::uint32_t>() <= 1, locator_offset, "a zip of several volumes");
-  require(locator_offset >= kEnd64Size && end64_offset == locator_offset - kEnd64Size, locator_offset,
-          "the zip64 locator points somewhere else");
-  ByteReader in(std::string_view(tail).substr(before_end - kLocatorSize - kEnd64Size), "zip64 end record", end64_offset);
-  require(in.take<std::uint32_t>() == 0x06064B50, end64_offset, "no zip64 end record where the locator points");
-  require(in.take<std::uint64_t>() == kEnd64Size - 12, end64_offset, "the zip64 end record has an odd size");
+  require(locator_offset >= kEnd64Size && end64_offset == locator_offset - kEnd64Size,
+          locator_offset, "the zip64 locator points somewhere else");
+  ByteReader in(std::string_view(tail).substr(before_end - kLocatorSize - kEnd64Size),
+                "zip64 end record", end64_offset);
+  require(in.take<std::uint32_t>() == 0x06064B50, end64_offset,
+          "no zip64 end record where the locator points");
+  require(in.take<std::uint64_t>() == kEnd64Size - 12, end64_offset,
+          "the zip64 end record has an odd size");
   in.take<std::uint32_t>();  // made by, needed
   require(in.take<std::uint64_t>() == 0, end64_offset, "a zip of several volumes");
   Directory wide{.offset = 0, .size = 0, .count = in.take<std::uint64_t>()};
-  require(in.take<std::uint64_t>() == wide.count, end64_offset, "the zip64 end record contradicts itself on the number of records");
+  require(in.take<std::uint64_t>() == wide.count, end64_offset,
+          "the zip64 end record contradicts itself on the number of records");
   wide.size = in.take<std::uint64_t>();
   wide.offset = in.take<std::uint64_t>();
-  require((narrow.count == 0xFFFF || narrow.count == wide.count) && (narrow.size == kMax32 || narrow.size == wide.size) &&
+  require((narrow.count == 0xFFFF || narrow.count == wide.count) &&
+              (narrow.size == kMax32 || narrow.size == wide.size) &&
               (narrow.offset == kMax32 || narrow.offset == wide.offset),
           end64_offset, "the two zip end records contradict each other");
   *directory_end = end64_offset;
@@ -136,8 +150,9 @@ Directory ZipReader::read_end64(const std::string& tail, std::uint64_t end_offse
 }
 
 // A zip64 field stands there if and only if its short field is all ones.
-void ZipReader::apply_zip64(std::string_view extra, std::uint64_t offset, CentralEntry& entry, std::uint64_t* compressed,
-                            bool size_is_max, bool compressed_is_max, bool offset_is_max) const {
+void ZipReader::apply_zip64(std::string_view extra, std::uint64_t offset, CentralEntry& entry,
+                            std::uint64_t* compressed, bool size_is_max, bool compressed_is_max,
+                            bool offset_is_max) const {
   ByteReader in(extra, "zip extra field", offset);
   bool seen = false;
   while (!in.done()) {
@@ -152,7 +167,8 @@ void ZipReader::apply_zip64(std::string_view extra, std::uint64_t offset, Centra
     if (offset_is_max) entry.header_offset = field.take<std::uint64_t>();
     require(field.done(), offset, "a zip64 field with more in it than is called for");
   }
-  require(seen == (size_is_max || compressed_is_max || offset_is_max), offset, "a zip64 field that is missing or uncalled for");
+  require(seen == (size_is_max || compressed_is_max || offset_is_max), offset,
+          "a zip64 field that is missing or uncalled for");
 }
 
 CentralEntry ZipReader::parse_central_entry(ByteReader& in, const Directory& directory) const {
@@ -173,35 +189,44 @@ CentralEntry ZipReader::parse_central_entry(ByteReader& in, const Directory& dir
   in.take_bytes(6);  // attributes
   entry.header_offset = in.take<std::uint32_t>();
   entry.name = in.take_bytes(name_size);
-  apply_zip64(in.take_bytes(extra_size), offset, entry, &compressed, entry.size == kMax32, compressed == kMax32,
-              entry.header_offset == kMax32);
+  apply_zip64(in.take_bytes(extra_size), offset, entry, &compressed, entry.size == kMax32,
+              compressed == kMax32, entry.header_offset == kMax32);
   in.take_bytes(comment_size);
-  require((entry.flags & ~kKnownFlags) == 0, offset, "a record with flags that PyTorch never sets (encrypted?)");
+  require((entry.flags & ~kKnownFlags) == 0, offset,
+          "a record with flags that PyTorch never sets (encrypted?)");
   // A compressed record is refused in check_local, once its local header has said the same.
-  require(compressed == entry.size || entry.method != 0, offset, "a stored record with two different sizes");
-  require((entry.size <= directory.offset || entry.method != 0) && entry.header_offset < directory.offset, offset,
-          "a record that does not fit in the file");
+  require(compressed == entry.size || entry.method != 0, offset,
+          "a stored record with two different sizes");
+  require((entry.size <= directory.offset || entry.method != 0) &&
+              entry.header_offset < directory.offset,
+          offset, "a record that does not fit in the file");
   return entry;
 }
 
-std::vector<CentralEntry> ZipReader::parse_central(std::string_view bytes, const Directory& directory) const {
+std::vector<CentralEntry> ZipReader::parse_central(std::string_view bytes,
+                                                   const Directory& directory) const {
   ByteReader in(bytes, "zip directory", directory.offset);
   std::vector<CentralEntry> entries;
   entries.reserve(directory.count);  // at most size / 46, checked
   while (!in.done()) entries.push_back(parse_central_entry(in, directory));
-  require(entries.size() == directory.count, directory.offset, "the zip directory has another number of records than it says");
+  require(entries.size() == directory.count, directory.offset,
+          "the zip directory has another number of records than it says");
   return entries;
 }
 
 void ZipReader::check_name(std::string_view name, std::uint64_t offset) const {
-  require(name.starts_with(top_) && name.size() > top_.size(), offset, "a record outside of the archive's one top folder");
-  const auto is_odd = [](char c) { return static_cast<unsigned char>(c) < 0x20 || c == 0x7F || c == '\\'; };
+  require(name.starts_with(top_) && name.size() > top_.size(), offset,
+          "a record outside of the archive's one top folder");
+  const auto is_odd = [](char c) {
+    return static_cast<unsigned char>(c) < 0x20 || c == 0x7F || c == '\\';
+  };
   require(is_utf8(name) && std::ranges::none_of(name, is_odd), offset,
           "a record name with control characters or a backslash, or that is no UTF-8");
   for (std::size_t at = 0; at <= name.size();) {
     const std::size_t slash = std::min(name.find('/', at), name.size());
     const std::string_view part = name.substr(at, slash - at);
-    require(!part.empty() && part != "." && part != "..", offset, "a record name that leaves the archive");
+    require(!part.empty() && part != "." && part != "..", offset,
+            "a record name that leaves the archive");
     at = slash + 1;
   }
 }
@@ -216,49 +241,58 @@ void ZipReader::check_names(const std::vector<CentralEntry>& entries, const Dire
     names.push_back(entry.name);
   }
   std::ranges::sort(names);  // no hash table, in which hostile names could collide
-  require(std::ranges::adjacent_find(names) == names.end(), directory.offset, "two records of the same name");
+  require(std::ranges::adjacent_find(names) == names.end(), directory.offset,
+          "two records of the same name");
 }
 
-void ZipReader::check_descriptor(const CentralEntry& entry, std::uint64_t offset, std::uint64_t next) const {
+void ZipReader::check_descriptor(const CentralEntry& entry, std::uint64_t offset,
+                                 std::uint64_t next) const {
   const std::uint64_t size = next - offset;
-  require(size == 16 || size == kLargeDescriptorSize, offset, "a data descriptor of an odd size, or bytes between records");
+  require(size == 16 || size == kLargeDescriptorSize, offset,
+          "a data descriptor of an odd size, or bytes between records");
   const std::string bytes = read_bytes(offset, size);
   ByteReader in(bytes, "data descriptor", offset);
   require(in.take<std::uint32_t>() == 0x08074B50, offset, "a damaged data descriptor");
-  require(in.take<std::uint32_t>() == entry.crc32, offset, "the checksums in data descriptor and directory differ");
+  require(in.take<std::uint32_t>() == entry.crc32, offset,
+          "the checksums in data descriptor and directory differ");
   for (int i = 0; i < 2; ++i)
-    require((size == 16 ? in.take<std::uint32_t>() : in.take<std::uint64_t>()) == entry.size, offset,
-            "the sizes in data descriptor and directory differ");
+    require((size == 16 ? in.take<std::uint32_t>() : in.take<std::uint64_t>()) == entry.size,
+            offset, "the sizes in data descriptor and directory differ");
 }
 
 void ZipReader::refuse_compressed(const CentralEntry& entry) {
   throw Error(ErrorCode::unsupported,
-              fmt::format("record {} is compressed (at offset {}); torch.save never does that. Unpack the archive and "
+              fmt::format("record {} is compressed (at offset {}); torch.save never does that. "
+                          "Unpack the archive and "
                           "pack it without compression, or save the object again",
                           repr(Value(entry.name)), entry.header_offset));
 }
 
 // Where a local header says "see zip64", that field must say the same as the directory.
-void ZipReader::check_local_zip64(const CentralEntry& entry, std::uint64_t offset, std::uint64_t extra_size,
-                                  std::uint32_t size, std::uint32_t compressed) const {
+void ZipReader::check_local_zip64(const CentralEntry& entry, std::uint64_t offset,
+                                  std::uint64_t extra_size, std::uint32_t size,
+                                  std::uint32_t compressed) const {
   const std::string extra = read_bytes(offset + kLocalSize + entry.name.size(), extra_size);
   CentralEntry local{.name = entry.name, .size = size};
   std::uint64_t wide_compressed = compressed;
   apply_zip64(extra, offset, local, &wide_compressed, size == kMax32, compressed == kMax32, false);
-  require(local.size == entry.size && wide_compressed == entry.size, offset, "sizes in local header and directory differ");
+  require(local.size == entry.size && wide_compressed == entry.size, offset,
+          "sizes in local header and directory differ");
 }
 
-// Returns the offset of the data. `next` is where the next record, or the directory, begins: records must lie
-// end to end, so that nothing can hide between them and none can overlap another.
+// Returns the offset of the data. `next` is where the next record, or the directory, begins:
+// records must lie end to end, so that nothing can hide between them and none can overlap another.
 std::uint64_t ZipReader::check_local(const CentralEntry& entry, std::uint64_t next) const {
   const std::uint64_t offset = entry.header_offset;
-  require(next >= offset && next - offset >= kLocalSize + entry.name.size(), offset, "records that overlap");
+  require(next >= offset && next - offset >= kLocalSize + entry.name.size(), offset,
+          "records that overlap");
   const std::string bytes = read_bytes(offset, kLocalSize + entry.name.size());
   ByteReader in(bytes, "local zip header", offset);
   require(in.take<std::uint32_t>() == 0x04034B50, offset, "a damaged local zip header");
   in.take<std::uint16_t>();  // version needed
   const auto flags = in.take<std::uint16_t>();
-  require(flags == entry.flags && in.take<std::uint16_t>() == entry.method, offset, "flags or method in local header and directory differ");
+  require(flags == entry.flags && in.take<std::uint16_t>() == entry.method, offset,
+          "flags or method in local header and directory differ");
   if (entry.method != 0) refuse_compressed(entry);
   in.take<std::uint32_t>();  // time and date
   const auto crc = in.take<std::uint32_t>();
@@ -266,16 +300,23 @@ std::uint64_t ZipReader::check_local(const CentralEntry& entry, std::uint64_t ne
   const auto size = in.take<std::uint32_t>();
   const bool deferred = (flags & kDescriptorFlag) != 0;
   const bool unset = crc == 0 && compressed == 0 && size == 0;
-  const bool equal = crc == entry.crc32 && (size == entry.size || size == kMax32) && (compressed == entry.size || compressed == kMax32);
-  require(equal || (deferred && unset), offset, "checksum or size in local header and directory differ");
+  const bool equal = crc == entry.crc32 && (size == entry.size || size == kMax32) &&
+                     (compressed == entry.size || compressed == kMax32);
+  require(equal || (deferred && unset), offset,
+          "checksum or size in local header and directory differ");
   const auto name_size = in.take<std::uint16_t>();
   const auto extra_size = in.take<std::uint16_t>();
-  require(name_size == entry.name.size() && in.take_bytes(name_size) == entry.name, offset, "the names in local header and directory differ");
+  require(name_size == entry.name.size() && in.take_bytes(name_size) == entry.name, offset,
+          "the names in local header and directory differ");
   const std::uint64_t data = offset + kLocalSize + name_size + extra_size;
   require(data <= next && entry.size <= next - data, offset, "records that overlap");
-  if (size == kMax32 || compressed == kMax32) check_local_zip64(entry, offset, extra_size, size, compressed);
-  if (deferred) check_descriptor(entry, data + entry.size, next);
-  else require(data + entry.size == next, data + entry.size, "bytes between records that belong to none");
+  if (size == kMax32 || compressed == kMax32)
+    check_local_zip64(entry, offset, extra_size, size, compressed);
+  if (deferred)
+    check_descriptor(entry, data + entry.size, next);
+  else
+    require(data + entry.size == next, data + entry.size,
+            "bytes between records that belong to none");
   return data;
 }
 
@@ -290,7 +331,8 @@ std::vector<CheckpointFile::Record> ZipReader::read() {
   records.reserve(entries.size());
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const CentralEntry& entry = entries[i];
-    const std::uint64_t next = i + 1 < entries.size() ? entries[i + 1].header_offset : directory.offset;
+    const std::uint64_t next =
+        i + 1 < entries.size() ? entries[i + 1].header_offset : directory.offset;
     const std::uint64_t data = check_local(entry, next);
     records.push_back({std::string(entry.name.substr(top_.size())), data, entry.size, entry.crc32});
   }

@@ -22,14 +22,11 @@ class File {
   struct stat status() const;
   // Fills `into`. Error(io) where the file ends before that.
   void read(std::uint64_t offset, MutableBytes into) const;
-  // Writes all of `bytes`. `needed` is for the text of Error(full): the size that the file was to
-  // have.
+  // Writes all of `bytes`. `needed`, the size that the file is to have, is for Error(full)'s text.
   void write(std::uint64_t offset, ConstBytes bytes, std::uint64_t needed) const;
-  // Makes room for `size` bytes where the file system can; Error(full) where they are not to be
-  // had.
+  // Makes room for `size` bytes where the file system can; Error(full) where there is none.
   void reserve(std::uint64_t size) const;
-  // After an error the pages are marked clean and a second call would lie: the file must be given
-  // up.
+  // After an error the pages are marked clean and a second call would lie: give the file up.
   void sync(std::uint64_t needed) const;
   void close();  // reports what only close can know (NFS)
 

@@ -35,26 +35,26 @@ class Storage {
   };
 
   virtual ~Storage() = default;
-  virtual std::string describe(std::string_view name)
-      const = 0;  // for messages: "runs/gpt/step-..."; "": the storage itself
-  virtual std::vector<Entry> list() const = 0;  // visible regular files, no order promised
-  virtual std::shared_ptr<const Source> open(
-      std::string_view name) const = 0;  // Error(not_found) where absent
+  // The full name, for messages: "runs/gpt/step-..."; of "", the storage itself.
+  virtual std::string describe(std::string_view name) const = 0;
+  // The visible regular files, in any order.
+  virtual std::vector<Entry> list() const = 0;
+  // Error(not_found) where it is absent.
+  virtual std::shared_ptr<const Source> open(std::string_view name) const = 0;
   // Exactly `size` bytes will be appended: reserved now, so that a full disk is known before
   // anything is written (Error(full)). IfExists::fail: commit throws Error(invalid) where the name
   // is taken by then.
   virtual std::unique_ptr<Replacement> create(std::string_view name, std::uint64_t size,
                                               IfExists if_exists) = 0;
-  virtual void rename(std::string_view from,
-                      std::string_view to) = 0;  // durable; never replaces: Error(invalid)
+  // Durable when it returns. Never over another: Error(invalid).
+  virtual void rename(std::string_view from, std::string_view to) = 0;
   // Hidden atomically and durably first, then freed. Names that are not there are passed over.
   virtual void remove(const std::vector<std::string>& names) = 0;
   // Exclusive ownership until unlock() or destruction. Error(locked) where another has it.
   virtual void lock() = 0;
   virtual void unlock() noexcept = 0;
   // Removes what crashed writers and removers left, only while locked. Returns the names that it
-  // was to have or had: numbers in them are used up. What cannot be removed is left for another
-  // time.
+  // was to have or had: numbers in them are used up. What cannot be removed is left there.
   virtual std::vector<std::string> collect_debris() = 0;
 };
 

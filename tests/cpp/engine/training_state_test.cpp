@@ -107,6 +107,17 @@ TEST_F(TrainingStateTest, HoldsAllItWasGivenAndStepAndRng) {
             std::vector<std::string>{"model.weight"});
 }
 
+TEST_F(TrainingStateTest, AnEntryThatIsAParameterIsNamedAsTheEntry) {
+  TrainingState::Entry entry;
+  entry.name = "temperature";
+  entry.state_dict = [] { return Value(1); };
+  entry.load_state_dict = [](const Value&) {};
+  entry.parameters = [this] { return std::vector<ParameterName>{{&model.weight, ""}}; };
+  state.add_entry(entry);
+  const auto names = state.optimizers().at("optimizer").param_names[0];
+  EXPECT_EQ(names, (std::vector<std::string>{"model.weight", "temperature"}));
+}
+
 TEST_F(TrainingStateTest, GetsAllOfItBack) {
   state.step = 42;
   const Value saved = state.state_dict();

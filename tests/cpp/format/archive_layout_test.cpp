@@ -67,7 +67,8 @@ TEST(ArchiveLayout, RebuildsAFileOfTorchSaveByteForByte) {
 
 TEST(ArchiveLayout, RecordsBeginWhereTheLastOneEnds) {
   std::vector<ZipRecord> records;
-  const std::uint64_t sizes[] = {0, 1, 63, 64, 65, 0, 4096, 5 * kGiB, 0, 7, 0xFFFFFFFE, 0xFFFFFFFF, 1, 100 * kGiB, 3};
+  const std::uint64_t sizes[] = {0, 1, 63,         64,         65, 0,          4096, 5 * kGiB,
+                                 0, 7, 0xFFFFFFFE, 0xFFFFFFFF, 1,  100 * kGiB, 3};
   std::uint64_t header = 0;
   for (std::size_t i = 0; i < std::size(sizes); ++i) {
     const std::string name = "archive/data/" + std::to_string(i * 17);
@@ -92,7 +93,8 @@ TEST(ArchiveLayout, DescriptorIsWideForLargeRecordsAndForAllThatLieAfter4GiB) {
 TEST(ArchiveLayout, LocalHeaderHasTheBytesThatTorchWrites) {
   std::vector<ZipRecord> records;
   const std::string header = local_header(placed(records, "a/b", 5));
-  EXPECT_EQ(header.substr(0, 30), std::string("PK\3\4\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\3\0\x1f\0", 30));
+  EXPECT_EQ(header.substr(0, 30),
+            std::string("PK\3\4\0\0\x08\x08\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\0\3\0\x1f\0", 30));
   EXPECT_EQ(header.substr(30, 7), std::string("a/bFB\x1b\0", 7));
   EXPECT_EQ(header.substr(37), std::string(27, 'Z'));
   const std::string empty = local_header(placed(records, "a/c", 0));
@@ -112,7 +114,8 @@ TEST(ArchiveLayout, LargeRecordsHaveZip64FieldsInBothHeaders) {
   EXPECT_EQ(local.substr(61, 2), "FB");
 
   const std::string directory = central_directory(records);
-  const char* entry = directory.data() + 46 + 3 + 20;  // after the first one: name, zip64 without offset
+  const char* entry =
+      directory.data() + 46 + 3 + 20;  // after the first one: name, zip64 without offset
   EXPECT_EQ(get<std::uint32_t>(entry), 0x02014B50u);
   EXPECT_EQ(get<std::uint32_t>(entry + 20), 0xFFFFFFFFu);
   EXPECT_EQ(get<std::uint32_t>(entry + 24), 0xFFFFFFFFu);
@@ -155,11 +158,12 @@ TEST(ArchiveLayout, MoreThan65535RecordsAreCountedIn64Bits) {
   EXPECT_EQ(found.back().offset, records.back().data_offset);
 }
 
-// A reader must find in a 4 GiB file what the layout says, so the reader is shown one that is not there: a
-// source that makes up the headers and reads as zeros between them.
+// A reader must find in a 4 GiB file what the layout says, so the reader is shown one that is not
+// there: a source that makes up the headers and reads as zeros between them.
 class SparseSource final : public Source {
  public:
-  explicit SparseSource(const std::vector<ZipRecord>& records) : directory_(central_directory(records)) {
+  explicit SparseSource(const std::vector<ZipRecord>& records)
+      : directory_(central_directory(records)) {
     for (const ZipRecord& record : records) {
       pieces_.emplace_back(record.header_offset, local_header(record));
       pieces_.emplace_back(record.data_offset + record.size, data_descriptor(record));
@@ -176,7 +180,8 @@ class SparseSource final : public Source {
  private:
   std::byte at(std::uint64_t offset) const {
     for (const auto& [begin, bytes] : pieces_)
-      if (offset >= begin && offset - begin < bytes.size()) return static_cast<std::byte>(bytes[offset - begin]);
+      if (offset >= begin && offset - begin < bytes.size())
+        return static_cast<std::byte>(bytes[offset - begin]);
     return std::byte{0};
   }
   std::string directory_;
@@ -187,7 +192,8 @@ class SparseSource final : public Source {
 
 TEST(ArchiveLayout, TheReaderFindsRecordsBeyond4GiB) {
   std::vector<ZipRecord> records;
-  for (const std::uint64_t size : {5 * kGiB, std::uint64_t{0}, std::uint64_t{1}, 0xFFFFFFFFu + std::uint64_t{0}, 6 * kGiB, std::uint64_t{9}})
+  for (const std::uint64_t size : {5 * kGiB, std::uint64_t{0}, std::uint64_t{1},
+                                   0xFFFFFFFFu + std::uint64_t{0}, 6 * kGiB, std::uint64_t{9}})
     append_record(records, "archive/data/" + std::to_string(records.size()), size);
   const auto found = read_zip_directory(SparseSource(records));
   ASSERT_EQ(found.size(), records.size());

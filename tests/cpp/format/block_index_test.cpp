@@ -20,7 +20,8 @@ struct Sample {
   Value state;
 
   Sample() {
-    Tensor weight = Tensor::over(large.data(), DType::float32, {static_cast<std::int64_t>(large.size() / 4)});
+    Tensor weight =
+        Tensor::over(large.data(), DType::float32, {static_cast<std::int64_t>(large.size() / 4)});
     weight.parameter = weight.requires_grad = true;
     Tensor row = Tensor::over(small, DType::float32, {4});
     row.shape = {2};
@@ -85,16 +86,16 @@ TEST(BlockIndex, HasTheBytesThatTheFormatSays) {
   EXPECT_EQ(in.take<std::uint64_t>(), sample.large.size());
   in.take<std::uint32_t>();
   in.take_bytes(20);
-  in.take_bytes(4 * 3);                       // two blocks and one
-  EXPECT_EQ(in.take<std::uint64_t>(), 0u);    // record
-  EXPECT_EQ(in.take<std::uint8_t>(), 1u);     // float32
+  in.take_bytes(4 * 3);                     // two blocks and one
+  EXPECT_EQ(in.take<std::uint64_t>(), 0u);  // record
+  EXPECT_EQ(in.take<std::uint8_t>(), 1u);   // float32
   EXPECT_EQ(in.take<std::uint8_t>(), 1u | 2u);
-  EXPECT_EQ(in.take<std::uint16_t>(), 2u);    // keys
-  EXPECT_EQ(in.take<std::uint32_t>(), 1u);    // dimensions
+  EXPECT_EQ(in.take<std::uint16_t>(), 2u);  // keys
+  EXPECT_EQ(in.take<std::uint32_t>(), 1u);  // dimensions
   EXPECT_EQ(in.take<std::uint64_t>(), 0u);
   EXPECT_EQ(in.take<std::uint64_t>(), sample.large.size() / 4);
   EXPECT_EQ(in.take<std::uint64_t>(), 1u);
-  EXPECT_EQ(in.take<std::uint8_t>(), 0u);     // a str
+  EXPECT_EQ(in.take<std::uint8_t>(), 0u);  // a str
   EXPECT_EQ(in.take_bytes(in.take<std::uint32_t>()), "model");
 }
 
@@ -130,7 +131,8 @@ std::string storage(std::uint64_t size) {
   return out;
 }
 
-std::string tensor(std::uint64_t record, std::uint8_t dtype, std::uint16_t keys, std::uint32_t dimensions) {
+std::string tensor(std::uint64_t record, std::uint8_t dtype, std::uint16_t keys,
+                   std::uint32_t dimensions) {
   std::string out;
   put<std::uint64_t>(out, record);
   put<std::uint8_t>(out, dtype);
@@ -171,7 +173,8 @@ TEST(BlockIndex, HostileNumbersAreComparedWithTheBytesBeforeMemoryIsTaken) {
       {"integer key that is none", header(1, 0, 1) + tensor(huge, 1, 1, 0) + key(1, 1, "x")},
       {"integer key that is none", header(1, 0, 1) + tensor(huge, 1, 1, 0) + key(1, 2, "1x")},
       {"integer key that is none", header(1, 0, 1) + tensor(huge, 1, 1, 0) + key(1, 0, "")},
-      {"integer key that is none", header(1, 0, 1) + tensor(huge, 1, 1, 0) + key(1, 20, "99999999999999999999")},
+      {"integer key that is none",
+       header(1, 0, 1) + tensor(huge, 1, 1, 0) + key(1, 20, "99999999999999999999")},
       {"no UTF-8", header(1, 0, 1) + tensor(huge, 1, 1, 0) + key(0, 1, "\xff")},
       {"does not begin as an index", std::string("PERDUREY") + header(1, 0, 0).substr(8)},
   };

@@ -20,7 +20,10 @@ CheckpointInfo full() {
   info.step = 1'000'000'000'000;
   info.generation = ~std::uint64_t{0};
   info.parent = 41;
-  info.metrics = {{"loss", 0.1}, {"nan", std::nan("")}, {"inf", std::numeric_limits<double>::infinity()}, {"\"quoted\"", -0.0}};
+  info.metrics = {{"loss", 0.1},
+                  {"nan", std::nan("")},
+                  {"inf", std::numeric_limits<double>::infinity()},
+                  {"\"quoted\"", -0.0}};
   info.created = 1234567890.25;
   info.reason = "preemption";
   info.writer = "perdure 0.1.0";
@@ -68,16 +71,21 @@ std::string with(const std::string& name, const nlohmann::json& value) {
 
 TEST(CheckpointJson, ANewerVersionIsUnsupported) {
   EXPECT_ERROR(unsupported, "update perdure", read_checkpoint_json(with("format_version", 2)));
-  EXPECT_ERROR(unsupported, "update perdure", read_checkpoint_json(with("format_version", (std::int64_t{1} << 32) + 1)));
-  EXPECT_ERROR(unsupported, "update perdure", read_checkpoint_json(with("format_version", ~std::uint64_t{0})));
-  EXPECT_ERROR(unsupported, "update perdure", read_checkpoint_json(R"({"format_version": 7, "step": "in a new way"})"));
+  EXPECT_ERROR(unsupported, "update perdure",
+               read_checkpoint_json(with("format_version", (std::int64_t{1} << 32) + 1)));
+  EXPECT_ERROR(unsupported, "update perdure",
+               read_checkpoint_json(with("format_version", ~std::uint64_t{0})));
+  EXPECT_ERROR(unsupported, "update perdure",
+               read_checkpoint_json(R"({"format_version": 7, "step": "in a new way"})"));
 }
 
 TEST(CheckpointJson, WhatIsNoSuchRecordIsDamaged) {
   for (const char* text : {"", "{", "[]", "3", "null", "{}", "\xff", "{\"format_version\": 1}"})
     EXPECT_ERROR(corrupt, ".perdure/checkpoint.json", read_checkpoint_json(text));
-  for (const nlohmann::json& version : {nlohmann::json(0), nlohmann::json(-1), nlohmann::json("1"), nlohmann::json(1.5), nlohmann::json()})
-    EXPECT_ERROR(corrupt, ".perdure/checkpoint.json", read_checkpoint_json(with("format_version", version)));
+  for (const nlohmann::json& version : {nlohmann::json(0), nlohmann::json(-1), nlohmann::json("1"),
+                                        nlohmann::json(1.5), nlohmann::json()})
+    EXPECT_ERROR(corrupt, ".perdure/checkpoint.json",
+                 read_checkpoint_json(with("format_version", version)));
   for (const char* name : {"step", "generation", "parent"}) {
     EXPECT_ERROR(corrupt, name, read_checkpoint_json(with(name, 1e30)));
     EXPECT_ERROR(corrupt, name, read_checkpoint_json(with(name, "7")));
@@ -85,7 +93,8 @@ TEST(CheckpointJson, WhatIsNoSuchRecordIsDamaged) {
   }
   EXPECT_ERROR(corrupt, "step", read_checkpoint_json(with("step", ~std::uint64_t{0})));
   EXPECT_ERROR(corrupt, "generation", read_checkpoint_json(with("generation", -1)));
-  EXPECT_ERROR(corrupt, "'much' is no number", read_checkpoint_json(with("metrics", {{"loss", "much"}})));
+  EXPECT_ERROR(corrupt, "'much' is no number",
+               read_checkpoint_json(with("metrics", {{"loss", "much"}})));
   EXPECT_ERROR(corrupt, "json", read_checkpoint_json(with("metrics", {{"loss", {1}}})));
   EXPECT_ERROR(corrupt, "metrics is no object", read_checkpoint_json(with("metrics", {1, 2})));
   EXPECT_ERROR(corrupt, "json", read_checkpoint_json(with("optimizers", {{"optimizer", "AdamW"}})));

@@ -35,7 +35,9 @@ inline std::shared_ptr<const Source> source_of(std::string bytes) {
 inline std::string file_of(const Value& state, const CheckpointInfo& info = {}) {
   std::string out;
   write_to(
-      [&](ConstBytes bytes) { out.append(reinterpret_cast<const char*>(bytes.data()), bytes.size()); },
+      [&](ConstBytes bytes) {
+        out.append(reinterpret_cast<const char*>(bytes.data()), bytes.size());
+      },
       state, info);
   return out;
 }

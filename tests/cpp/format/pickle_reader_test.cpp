@@ -24,24 +24,41 @@ class Shown {
   std::string operator()(NodeId id) const {
     const Node& node = pickle_[id];
     switch (node.kind) {
-      case NodeKind::none: return "None";
-      case NodeKind::boolean: return node.integer != 0 ? "True" : "False";
-      case NodeKind::integer: return fmt::format("{}", node.integer);
-      case NodeKind::big_integer: return "int:" + hex(node.text);
-      case NodeKind::real: return fmt::format("{}", node.real);
-      case NodeKind::string: return fmt::format("'{}'", node.text);
-      case NodeKind::bytes: return fmt::format("b'{}'", node.text);
-      case NodeKind::bytearray: return fmt::format("bytearray'{}'", node.text);
-      case NodeKind::list: return "[" + items(node.items) + "]";
-      case NodeKind::tuple: return "(" + items(node.items) + ")";
-      case NodeKind::set: return "set{" + items(node.items) + "}";
-      case NodeKind::frozenset: return "frozenset{" + items(node.items) + "}";
-      case NodeKind::dict: return (node.function == kNoNode ? "{" : "OrderedDict{") + pairs(node.items) + "}" + state(node);
-      case NodeKind::global: return fmt::format("{}.{}", node.text, node.name);
+      case NodeKind::none:
+        return "None";
+      case NodeKind::boolean:
+        return node.integer != 0 ? "True" : "False";
+      case NodeKind::integer:
+        return fmt::format("{}", node.integer);
+      case NodeKind::big_integer:
+        return "int:" + hex(node.text);
+      case NodeKind::real:
+        return fmt::format("{}", node.real);
+      case NodeKind::string:
+        return fmt::format("'{}'", node.text);
+      case NodeKind::bytes:
+        return fmt::format("b'{}'", node.text);
+      case NodeKind::bytearray:
+        return fmt::format("bytearray'{}'", node.text);
+      case NodeKind::list:
+        return "[" + items(node.items) + "]";
+      case NodeKind::tuple:
+        return "(" + items(node.items) + ")";
+      case NodeKind::set:
+        return "set{" + items(node.items) + "}";
+      case NodeKind::frozenset:
+        return "frozenset{" + items(node.items) + "}";
+      case NodeKind::dict:
+        return (node.function == kNoNode ? "{" : "OrderedDict{") + pairs(node.items) + "}" +
+               state(node);
+      case NodeKind::global:
+        return fmt::format("{}.{}", node.text, node.name);
       case NodeKind::call:
-        return (node.created_by_new ? "new " : "") + (*this)(node.function) + (*this)(node.items[0]) +
-               (node.added.empty() ? "" : " added " + items(node.added)) + state(node);
-      case NodeKind::persistent: return "storage" + (*this)(node.items[0]);
+        return (node.created_by_new ? "new " : "") + (*this)(node.function) +
+               (*this)(node.items[0]) + (node.added.empty() ? "" : " added " + items(node.added)) +
+               state(node);
+      case NodeKind::persistent:
+        return "storage" + (*this)(node.items[0]);
     }
     return "?";
   }
@@ -52,7 +69,9 @@ class Shown {
     for (const char c : bytes) out += fmt::format("{:02x}", static_cast<unsigned char>(c));
     return out;
   }
-  std::string state(const Node& node) const { return node.state == kNoNode ? "" : " state " + (*this)(node.state); }
+  std::string state(const Node& node) const {
+    return node.state == kNoNode ? "" : " state " + (*this)(node.state);
+  }
   std::string items(const std::vector<NodeId>& ids) const {
     std::string out;
     for (const NodeId id : ids) out += (out.empty() ? "" : ", ") + (*this)(id);
@@ -164,7 +183,8 @@ TEST(PickleReader, SharedValuesStayOneNode) {
 
 TEST(PickleReader, NothingIsEverCalled) {
   // pickle.loads would run a shell here. These are nodes that say so.
-  EXPECT_EQ(shown(pickle("cposix\nsystem\n\x8c\x16touch /tmp/perdure-was\x85R"s)), "posix.system('touch /tmp/perdure-was')");
+  EXPECT_EQ(shown(pickle("cposix\nsystem\n\x8c\x16touch /tmp/perdure-was\x85R"s)),
+            "posix.system('touch /tmp/perdure-was')");
 }
 
 struct Bad {
@@ -185,7 +205,8 @@ TEST(PickleReader, RefusesWhatContradictsItself) {
       {"SETITEMS with a key alone", "}(K\1u", "without a value"},
       {"APPEND on a dict", "}K\1a", "not a list"},
       {"APPEND on an OrderedDict", "ccollections\nOrderedDict\n)RK\1a", "not a list"},
-      {"APPENDS on an OrderedDict of pairs", "ccollections\nOrderedDict\n]\x85R(K\1K\2e", "not a list"},
+      {"APPENDS on an OrderedDict of pairs", "ccollections\nOrderedDict\n]\x85R(K\1K\2e",
+       "not a list"},
       {"APPEND on a tuple", ")K\1a", "not a list"},
       {"APPEND on None", "NK\1a", "not a list"},
       {"APPENDS on a str", "\x8c\1x(K\1e", "not a list"},
@@ -229,10 +250,13 @@ TEST(PickleReader, RefusesWhatContradictsItself) {
 }
 
 TEST(PickleReader, LengthsBeyondTheEndAreRefusedAtOnce) {
-  for (const std::string& body : {
-           "X\xff\xff\xff\xff"s, "\x8c\xff"s, "\x8d\xff\xff\xff\xff\xff\xff\xff\xff"s, "U\xff"s, "T\xff\xff\xff\x7f"s, "C\xff"s, "B\xff\xff\xff\xff"s,
-           "\x8e\xff\xff\xff\xff\xff\xff\xff\xff"s, "\x8e\0\0\0\0\0\0\0\x80"s, "\x96\xf0\xff\xff\xff\xff\xff\xff\xff"s,
-           "\x8d"s + number<std::uint64_t>(0 - std::uint64_t{11}), "\x8a\xff"s, "\x8b\xff\xff\xff\xff"s}) {
+  for (const std::string& body :
+       {"X\xff\xff\xff\xff"s, "\x8c\xff"s, "\x8d\xff\xff\xff\xff\xff\xff\xff\xff"s, "U\xff"s,
+        "T\xff\xff\xff\x7f"s, "C\xff"s, "B\xff\xff\xff\xff"s,
+        "\x8e\xff\xff\xff\xff\xff\xff\xff\xff"s, "\x8e\0\0\0\0\0\0\0\x80"s,
+        "\x96\xf0\xff\xff\xff\xff\xff\xff\xff"s,
+        "\x8d"s + number<std::uint64_t>(0 - std::uint64_t{11}), "\x8a\xff"s,
+        "\x8b\xff\xff\xff\xff"s}) {
     SCOPED_TRACE(testing::PrintToString(body));
     EXPECT_ERROR(corrupt, "ends in the middle", read_pickle(pickle(body)));
   }
@@ -252,27 +276,33 @@ TEST(PickleReader, OpcodesThatNoPyTorchFileNeedsAreUnsupported) {
     }
   }
   EXPECT_EQ(unknown, 256 - 48);
-  for (const char* body : {"I1\n", "L1\n", "F0.5\n", "S'a'\n", "Va\n", "p0\n", "(lp0\n", "P1\n", "\x82\1", "(ia\nb\n", "N0", "N2", "(1", "\x97"})
+  for (const char* body : {"I1\n", "L1\n", "F0.5\n", "S'a'\n", "Va\n", "p0\n", "(lp0\n", "P1\n",
+                           "\x82\1", "(ia\nb\n", "N0", "N2", "(1", "\x97"})
     EXPECT_ERROR(unsupported, "no PyTorch file needs", read_pickle(pickle(body)));
   EXPECT_ERROR(unsupported, "protocol 1", read_pickle("\x80\1N."));
   EXPECT_ERROR(unsupported, "protocol 6", read_pickle("\x80\6N."));
 }
 
-std::string framed(std::uint64_t size, std::string_view body) { return "\x80\4\x95" + number(size) + std::string(body); }
+std::string framed(std::uint64_t size, std::string_view body) {
+  return "\x80\4\x95" + number(size) + std::string(body);
+}
 
 TEST(PickleReader, FramesMustCoverOpcodesExactly) {
   EXPECT_EQ(shown(framed(2, "N.")), "None");
   EXPECT_EQ(shown(framed(1, "N\x95" + number<std::uint64_t>(3) + "N\x86.")), "(None, None)");
-  EXPECT_EQ(shown(framed(1, "(\x8c\1x\x95" + number<std::uint64_t>(2) + "t.")), "('x')");  // opcodes between frames
+  EXPECT_EQ(shown(framed(1, "(\x8c\1x\x95" + number<std::uint64_t>(2) + "t.")),
+            "('x')");  // opcodes between frames
   EXPECT_EQ(shown(framed(0, "N.")), "None");
   EXPECT_ERROR(corrupt, "over the end of its frame", read_pickle(framed(2, "\x8c\3abc.")));
   EXPECT_ERROR(corrupt, "over the end of its frame", read_pickle(framed(1, "K\1.")));
   EXPECT_ERROR(corrupt, "over the end of its frame", read_pickle(framed(4, "cos\nsystem\n.")));
   EXPECT_ERROR(corrupt, "longer than the pickle", read_pickle(framed(3, "N.")));
   EXPECT_ERROR(corrupt, "longer than the pickle", read_pickle(framed(~std::uint64_t{0}, "N.")));
-  EXPECT_ERROR(corrupt, "inside of a frame", read_pickle(framed(11, "N\x95" + number<std::uint64_t>(1) + ".")));
+  EXPECT_ERROR(corrupt, "inside of a frame",
+               read_pickle(framed(11, "N\x95" + number<std::uint64_t>(1) + ".")));
   EXPECT_ERROR(corrupt, "stops before its frame ends", read_pickle(framed(3, "N.N")));
-  EXPECT_ERROR(corrupt, "over the end of its frame", read_pickle(framed(2, "N\x95" + number<std::uint64_t>(1) + ".")));
+  EXPECT_ERROR(corrupt, "over the end of its frame",
+               read_pickle(framed(2, "N\x95" + number<std::uint64_t>(1) + ".")));
 }
 
 TEST(PickleReader, CutPicklesAreRefusedAtEveryByte) {
@@ -303,15 +333,20 @@ TEST(PickleReader, ADamagedByteGivesAValueOrAnError) {
 TEST(PickleReader, ValuesThatContainThemselvesAreUnsupported) {
   EXPECT_ERROR(unsupported, "contains itself", read_pickle(pickle("]q\0h\0a"s)));
   EXPECT_ERROR(unsupported, "contains itself", read_pickle(pickle("}q\0K\1h\0s"s)));
-  EXPECT_ERROR(unsupported, "contains itself", read_pickle(pickle("]q\0h\0\x85""a"s)));
-  EXPECT_ERROR(unsupported, "contains itself", read_pickle(pickle("ca\nB\n)\x81q\0}\x8c\1sh\0sb"s)));
-  EXPECT_ERROR(unsupported, "contains itself", read_pickle(pickle("ccollections\nOrderedDict\n)Rq\0}\x8c\1sh\0sb"s)));
+  EXPECT_ERROR(unsupported, "contains itself",
+               read_pickle(pickle("]q\0h\0\x85"
+                                  "a"s)));
+  EXPECT_ERROR(unsupported, "contains itself",
+               read_pickle(pickle("ca\nB\n)\x81q\0}\x8c\1sh\0sb"s)));
+  EXPECT_ERROR(unsupported, "contains itself",
+               read_pickle(pickle("ccollections\nOrderedDict\n)Rq\0}\x8c\1sh\0sb"s)));
   EXPECT_ERROR(unsupported, "contains itself", read_pickle(pickle("\x8fq\0(h\0\x90"s)));
 }
 
 TEST(PickleReader, AValueThatChangesAfterItWasUsedIsRefused) {
   // set([1]) in Python; a reader that looks at the end would see set([1, 2]).
-  EXPECT_ERROR(unsupported, "after it was used", read_pickle(pickle("(c__builtin__\nset\n]q\0K\1a\x85Rh\0K\2at"s)));
+  EXPECT_ERROR(unsupported, "after it was used",
+               read_pickle(pickle("(c__builtin__\nset\n]q\0K\1a\x85Rh\0K\2at"s)));
 }
 
 std::string nested(int levels, std::string_view open, std::string_view close) {
@@ -338,7 +373,8 @@ TEST(PickleReader, DepthIsLimited) {
 
 TEST(PickleReader, BillionLaughsAreUnsupported) {
   std::string body = "]q\0"s;
-  for (int level = 1; level < 40; ++level) body += fmt::format("]q{0}(h{1}h{1}e", static_cast<char>(level), static_cast<char>(level - 1));
+  for (int level = 1; level < 40; ++level)
+    body += fmt::format("]q{0}(h{1}h{1}e", static_cast<char>(level), static_cast<char>(level - 1));
   EXPECT_ERROR(unsupported, "shared so often", read_pickle(pickle("(" + body + "t")));
 }
 

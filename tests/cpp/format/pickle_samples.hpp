@@ -41,9 +41,7 @@ inline constexpr PickleSample kPickleSamples[] = {
      "80027d71002858010000006171015d71025801000000737103615801000000627104680258010000006371"
      "0568026802867106752e",
      "{'a': ['s'], 'b': ['s'], 'c': (['s'], ['s'])}"},
-    {2, "empty",
-     "80025d71002e",
-     "[]"},
+    {2, "empty", "80025d71002e", "[]"},
     {3, "scalars",
      "8003284e88894b004bff4d00014dffff4a000001004affffffff4affffff7f4a000000808a050000008000"
      "8a0800000000000000808a08ffffffffffffff7f8a090000000000000080008a09ffffffffffffff7fff47"
@@ -74,9 +72,7 @@ inline constexpr PickleSample kPickleSamples[] = {
      "80037d71002858010000006171015d71025801000000737103615801000000627104680258010000006371"
      "0568026802867106752e",
      "{'a': ['s'], 'b': ['s'], 'c': (['s'], ['s'])}"},
-    {3, "empty",
-     "80035d71002e",
-     "[]"},
+    {3, "empty", "80035d71002e", "[]"},
     {3, "bytes",
      "800343007100430261627101422c0100007979797979797979797979797979797979797979797979797979"
      "79797979797979797979797979797979797979797979797979797979797979797979797979797979797979"
@@ -119,9 +115,7 @@ inline constexpr PickleSample kPickleSamples[] = {
     {4, "shared",
      "80049520000000000000007d94288c0161945d948c017394618c01629468028c016394680268028694752e",
      "{'a': ['s'], 'b': ['s'], 'c': (['s'], ['s'])}"},
-    {4, "empty",
-     "80045d942e",
-     "[]"},
+    {4, "empty", "80045d942e", "[]"},
     {4, "bytes",
      "8004953d010000000000004300944302616294422c01000079797979797979797979797979797979797979"
      "79797979797979797979797979797979797979797979797979797979797979797979797979797979797979"
@@ -135,8 +129,7 @@ inline constexpr PickleSample kPickleSamples[] = {
      "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy"
      "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy"
      "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy')"},
-    {4, "sets",
-     "8004951400000000000000288f94284b01908f94284b02919428919474942e",
+    {4, "sets", "8004951400000000000000288f94284b01908f94284b02919428919474942e",
      "(set{1}, set{}, frozenset{2}, frozenset{})"},
     {5, "scalars",
      "8005956800000000000000284e88894b004bff4d00014dffff4a000001004affffffff4affffff7f4a0000"
@@ -167,9 +160,7 @@ inline constexpr PickleSample kPickleSamples[] = {
     {5, "shared",
      "80059520000000000000007d94288c0161945d948c017394618c01629468028c016394680268028694752e",
      "{'a': ['s'], 'b': ['s'], 'c': (['s'], ['s'])}"},
-    {5, "empty",
-     "80055d942e",
-     "[]"},
+    {5, "empty", "80055d942e", "[]"},
     {5, "bytes",
      "8005953d010000000000004300944302616294422c01000079797979797979797979797979797979797979"
      "79797979797979797979797979797979797979797979797979797979797979797979797979797979797979"
@@ -183,12 +174,9 @@ inline constexpr PickleSample kPickleSamples[] = {
      "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy"
      "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy"
      "yyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyyy')"},
-    {5, "sets",
-     "8005951400000000000000288f94284b01908f94284b02919428919474942e",
+    {5, "sets", "8005951400000000000000288f94284b01908f94284b02919428919474942e",
      "(set{1}, set{}, frozenset{2}, frozenset{})"},
-    {5, "bytearray",
-     "8005950d000000000000009602000000000000006261942e",
-     "bytearray'ba'"},
+    {5, "bytearray", "8005950d000000000000009602000000000000006261942e", "bytearray'ba'"},
 };
 
 }  // namespace perdure::test

@@ -1,6 +1,7 @@
 // A file as torch.save of PyTorch 2.13 writes it, byte for byte:
 //   w = torch.arange(6.).reshape(2, 3)
-//   torch.save({"w": w, "row": w[1], "epoch": 3}, buffer := io.BytesIO()); print(buffer.getvalue().hex())
+//   torch.save({"w": w, "row": w[1], "epoch": 3}, buffer := io.BytesIO());
+//   print(buffer.getvalue().hex())
 #pragma once
 
 #include <string>

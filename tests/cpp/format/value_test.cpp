@@ -52,7 +52,8 @@ TEST(Value, KnowsItsKind) {
 }
 
 TEST(Value, KeepsEveryIntegerExactly) {
-  EXPECT_EQ(Value(numeric_limits<std::int64_t>::min()).as_int(), numeric_limits<std::int64_t>::min());
+  EXPECT_EQ(Value(numeric_limits<std::int64_t>::min()).as_int(),
+            numeric_limits<std::int64_t>::min());
   EXPECT_EQ(Value(std::uint64_t{1} << 62).as_int(), std::int64_t{1} << 62);
   const Value large(numeric_limits<std::uint64_t>::max());
   ASSERT_NE(large.as_big_int(), nullptr);
@@ -181,10 +182,10 @@ TEST(Repr, PrintsAsPythonDoes) {
 
 TEST(Repr, HoldsNothingThatATerminalWouldObeyAndIsAlwaysUtf8) {
   EXPECT_EQ(repr(Value("\x1b[2J\x7f\n")), "'\\x1b[2J\\x7f\\n'");
-  EXPECT_EQ(repr(Value("\xc2\x9b")), "'\\x9b'");            // CSI as a C1 control
-  EXPECT_EQ(repr(Value("\x9b\xff")), "'\\x9b\\xff'");        // no UTF-8
-  EXPECT_EQ(repr(Value("\xed\xb2\x80")), "'\\udc80'");       // a lone surrogate
-  EXPECT_EQ(repr(Value("\xe2\x80\xae")), "'\\u202e'");       // right-to-left override
+  EXPECT_EQ(repr(Value("\xc2\x9b")), "'\\x9b'");        // CSI as a C1 control
+  EXPECT_EQ(repr(Value("\x9b\xff")), "'\\x9b\\xff'");   // no UTF-8
+  EXPECT_EQ(repr(Value("\xed\xb2\x80")), "'\\udc80'");  // a lone surrogate
+  EXPECT_EQ(repr(Value("\xe2\x80\xae")), "'\\u202e'");  // right-to-left override
   EXPECT_EQ(repr(Value("h\xc3\xa9\xf0\x9f\x94\xa5")), "'h\xc3\xa9\xf0\x9f\x94\xa5'");
   EXPECT_EQ(repr(Value::opaque({"\x1b", "\xff", {}, {}})), "<'\\x1b'.'\\xff'>");
 }
@@ -195,10 +196,12 @@ TEST(FormatPath, ShowsThePlaceInPythonsWords) {
 }
 
 TEST(Utf8, IsStrict) {
-  for (const char* good : {"", "abc", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x94\xa5", "\xf4\x8f\xbf\xbf", "\xed\xa0\x80"})
+  for (const char* good : {"", "abc", "\xc3\xa9", "\xe2\x82\xac", "\xf0\x9f\x94\xa5",
+                           "\xf4\x8f\xbf\xbf", "\xed\xa0\x80"})
     EXPECT_TRUE(format::is_utf8(good)) << repr(Value(good));
-  for (const char* bad : {"\x80", "\xc3", "\xc0\x80", "\xc1\xbf", "\xe0\x80\x80", "\xe2\x82", "\xe2\x28\xa1", "\xf0\x80\x80\x80",
-                          "\xf4\x90\x80\x80", "\xf5\x80\x80\x80", "\xff", "a\xc3(", "\xf0\x9f\x94"})
+  for (const char* bad : {"\x80", "\xc3", "\xc0\x80", "\xc1\xbf", "\xe0\x80\x80", "\xe2\x82",
+                          "\xe2\x28\xa1", "\xf0\x80\x80\x80", "\xf4\x90\x80\x80",
+                          "\xf5\x80\x80\x80", "\xff", "a\xc3(", "\xf0\x9f\x94"})
     EXPECT_FALSE(format::is_utf8(bad)) << repr(Value(bad));
 }
 
@@ -216,8 +219,8 @@ TEST(DTypes, NamesGoBothWays) {
   EXPECT_EQ(itemsize(DType::complex128), 16u);
 }
 
-Tensor view(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides, std::int64_t offset = 0,
-            DType dtype = DType::float32) {
+Tensor view(std::vector<std::int64_t> shape, std::vector<std::int64_t> strides,
+            std::int64_t offset = 0, DType dtype = DType::float32) {
   Tensor tensor;
   tensor.shape = std::move(shape);
   tensor.strides = std::move(strides);
@@ -257,7 +260,8 @@ TEST(Tensor, OverIsContiguous) {
   const Tensor tensor = Tensor::over(memory, DType::float32, {2, 3});
   EXPECT_EQ(tensor.strides, (std::vector<std::int64_t>{3, 1}));
   EXPECT_EQ(tensor.storage->size, sizeof memory);
-  EXPECT_EQ(Tensor::over(memory, DType::float32, {0, 3}).strides, (std::vector<std::int64_t>{3, 1}));
+  EXPECT_EQ(Tensor::over(memory, DType::float32, {0, 3}).strides,
+            (std::vector<std::int64_t>{3, 1}));
   const auto max = numeric_limits<std::int64_t>::max();
   EXPECT_ERROR(invalid, "overflows", Tensor::over(memory, DType::float32, {max, max}));
   EXPECT_ERROR(invalid, "negative size", Tensor::over(memory, DType::float32, {-1}));

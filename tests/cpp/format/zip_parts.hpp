@@ -1,5 +1,5 @@
-// A zip file in its parts, each of which a test may falsify before the bytes are put together. Written against
-// the format's own description (APPNOTE.TXT), not with the code under test.
+// A zip file in its parts, each of which a test may falsify before the bytes are put together.
+// Written against the format's own description (APPNOTE.TXT), not with the code under test.
 #pragma once
 
 #include <zlib.h>
@@ -33,8 +33,8 @@ struct ZipEntry {
   std::optional<std::uint32_t> offset;  // in the directory; nothing: the true one
   std::uint16_t disk = 0;
   std::string comment;
-  bool listed = true;                   // in the directory
-  bool stored = true;                   // header and data are in the file
+  bool listed = true;  // in the directory
+  bool stored = true;  // header and data are in the file
 };
 
 struct ZipEnd {
@@ -46,7 +46,7 @@ struct ZipParts {
   std::vector<ZipEntry> entries;
   std::string before_directory, before_end;
   bool with_zip64 = false;
-  ZipEnd narrow, wide;               // filled in by finish(), then up to the test
+  ZipEnd narrow, wide;  // filled in by finish(), then up to the test
   std::uint64_t locator_offset = 0;
   std::uint32_t locator_disks = 1, locator_disk = 0, wide_signature = 0x06064B50;
   std::uint64_t wide_size = 44;
@@ -62,7 +62,11 @@ inline std::uint32_t crc_of(const std::string& data) {
 inline ZipEntry plain_entry(std::string name, std::string data) {
   const auto size = static_cast<std::uint32_t>(data.size());
   ZipEntry entry;
-  entry.local = {.name = std::move(name), .crc32 = crc_of(data), .compressed = size, .size = size, .extra = {}};
+  entry.local = {.name = std::move(name),
+                 .crc32 = crc_of(data),
+                 .compressed = size,
+                 .size = size,
+                 .extra = {}};
   entry.central = entry.local;
   entry.data = std::move(data);
   return entry;
@@ -73,8 +77,10 @@ inline std::string descriptor_of(const ZipEntry& entry, bool wide = false) {
   put<std::uint32_t>(out, 0x08074B50);
   put<std::uint32_t>(out, entry.central.crc32);
   for (int i = 0; i < 2; ++i) {
-    if (wide) put<std::uint64_t>(out, entry.data.size());
-    else put<std::uint32_t>(out, static_cast<std::uint32_t>(entry.data.size()));
+    if (wide)
+      put<std::uint64_t>(out, entry.data.size());
+    else
+      put<std::uint32_t>(out, static_cast<std::uint32_t>(entry.data.size()));
   }
   return out;
 }
@@ -161,7 +167,8 @@ inline std::string end_bytes(const ZipParts& zip) {
   return out + zip.comment + zip.after;
 }
 
-// Puts the file together; `falsify_end` may change the end records once their true values are known.
+// Puts the file together; `falsify_end` may change the end records once their true values are
+// known.
 template <class F>
 std::string build(ZipParts zip, F&& falsify_end) {
   std::string out, directory;
@@ -172,7 +179,8 @@ std::string build(ZipParts zip, F&& falsify_end) {
     if (entry.listed) directory += directory_bytes(entry, offset), ++count;
   }
   out += zip.before_directory;
-  zip.narrow = {.count = count, .count_here = count, .size = directory.size(), .offset = out.size()};
+  zip.narrow = {
+      .count = count, .count_here = count, .size = directory.size(), .offset = out.size()};
   zip.wide = zip.narrow;
   out += directory + zip.before_end;
   zip.locator_offset = out.size();

@@ -25,23 +25,20 @@ std::shared_ptr<LocalStorage> run_at(const fs::path& path) {
   return LocalStorage::create_run(io::real_system(), path);
 }
 
-INSTANTIATE_TEST_SUITE_P(Run, StorageSuite,
-                         testing::Values(StorageKind{"run", [] {
-                                                       auto parent =
-                                                           std::make_shared<TemporaryDirectory>();
-                                                       return [parent] {
-                                                         return run_at(*parent / "runs/gpt");
-                                                       };
-                                                     }}));
-INSTANTIATE_TEST_SUITE_P(Folder, StorageSuite,
-                         testing::Values(StorageKind{
-                             "folder", [] {
-                               auto parent = std::make_shared<TemporaryDirectory>();
-                               return [parent]() -> std::shared_ptr<storage::Storage> {
-                                 return LocalStorage::open_folder(io::real_system(),
-                                                                  parent->path());
-                               };
-                             }}));
+OpenStorage in_run_directory() {
+  auto parent = std::make_shared<TemporaryDirectory>();
+  return [parent] { return run_at(*parent / "runs/gpt"); };
+}
+OpenStorage in_folder() {
+  auto parent = std::make_shared<TemporaryDirectory>();
+  return [parent]() -> std::shared_ptr<storage::Storage> {
+    return LocalStorage::open_folder(io::real_system(), parent->path());
+  };
+}
+
+INSTANTIATE_TEST_SUITE_P(Local, StorageSuite,
+                         testing::Values(StorageKind{"run", in_run_directory},
+                                         StorageKind{"folder", in_folder}));
 
 class LocalStorageTest : public testing::Test {
  protected:

@@ -4,13 +4,11 @@
 
 namespace perdure::test {
 
-INSTANTIATE_TEST_SUITE_P(Memory, StorageSuite,
-                         testing::Values(StorageKind{
-                             "memory", [] {
-                               auto store = std::make_shared<storage::MemoryStorage::Store>();
-                               return [store] {
-                                 return std::make_shared<storage::MemoryStorage>(store);
-                               };
-                             }}));
+OpenStorage in_memory() {
+  auto store = std::make_shared<storage::MemoryStorage::Store>();
+  return [store] { return std::make_shared<storage::MemoryStorage>(store); };
+}
+
+INSTANTIATE_TEST_SUITE_P(Memory, StorageSuite, testing::Values(StorageKind{"memory", in_memory}));
 
 }  // namespace perdure::test

@@ -6,21 +6,25 @@
 
 #include <functional>
 #include <memory>
+#include <ostream>
 #include <string>
 
 #include "storage/storage.hpp"
 
 namespace perdure::test {
 
+// Opens one and the same place, empty at first, as often as it is called.
+using OpenStorage = std::function<std::shared_ptr<storage::Storage>()>;
+
 struct StorageKind {
   std::string name;
-  // A function that opens one and the same place, empty at first, as often as it is called.
-  std::function<std::function<std::shared_ptr<storage::Storage>()>()> make;
+  std::function<OpenStorage()> make;
 };
+inline void PrintTo(const StorageKind& kind, std::ostream* stream) { *stream << kind.name; }
 
 class StorageSuite : public testing::TestWithParam<StorageKind> {
  protected:
-  std::function<std::shared_ptr<storage::Storage>()> open_again = GetParam().make();
+  OpenStorage open_again = GetParam().make();
   std::shared_ptr<storage::Storage> storage = open_again();
 };
 
