@@ -116,11 +116,14 @@ class Demo:
     def prove(self, language):
         """The whole story of one language; what differs at its end (nothing, or it is broken)."""
         reference, run = self._work / f"{language.name}-reference", self._work / f"{language.name}-killed"
-        print(f"\n{language.name}\n  A run of {self._args.steps} steps that nothing happens to, saving every {self._args.save_every} ...")
+        print(f"\n{language.name}")
+        print(f"  A run of {self._args.steps} steps that nothing happens to, saving every {self._args.save_every} ...")
         seconds = self.reference(language, reference)
         print(f"    takes {seconds:.1f} s.\n  The same run, killed and started again:")
         kills, within = self.killed(language, run, seconds)
-        print(f"  {kills} kills, {within} of them in the middle of a save. The final checkpoints, bit for bit:")
+        print(
+            f"  {kills} kills, {within} of them in the middle of a save. The final checkpoints, bit for bit:"
+        )
         return compare_runs(reference, run)
 
     def cross(self, writer, reader):
@@ -206,7 +209,9 @@ def parse_arguments():
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--save-every", type=int, default=5)
     parser.add_argument("--kills", type=int, default=6, help="at least so many in each language (default 6)")
-    parser.add_argument("--save-kills", type=int, default=2, help="so many of them in the middle of a save (default 2)")
+    parser.add_argument(
+        "--save-kills", type=int, default=2, help="so many of them in the middle of a save (default 2)"
+    )
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
     parser.add_argument("--text", nargs="+", type=pathlib.Path, default=text)
     return parser.parse_args()
@@ -218,13 +223,21 @@ def languages(args):
         sample = args.cpp_sample or str(pathlib.Path(args.cpp).with_name("sample_gpt"))
         found.append(Language("C++", [args.cpp], [sample]))
     scripts = EXAMPLES / "python"
-    found.append(Language("Python", [sys.executable, str(scripts / "train_gpt.py")], [sys.executable, str(scripts / "sample_gpt.py")]))
+    found.append(
+        Language(
+            "Python",
+            [sys.executable, str(scripts / "train_gpt.py")],
+            [sys.executable, str(scripts / "sample_gpt.py")],
+        )
+    )
     return found
 
 
 def main():
     args = parse_arguments()
-    print(f"Killing training runs at moments from seed {args.seed} (say --seed {args.seed} to choose them again).")
+    print(
+        f"Killing training runs at moments from seed {args.seed} (say --seed {args.seed} to choose them again)."
+    )
     with tempfile.TemporaryDirectory(prefix="perdure-demo-") as work:
         demo = Demo(args, pathlib.Path(work))
         known = languages(args)

@@ -1,6 +1,6 @@
 """The everyday case: a loop over epochs that keeps its best loss, and can be stopped and started at will.
 
-    python everyday.py runs/everyday
+python everyday.py runs/everyday
 """
 
 import sys
@@ -16,10 +16,14 @@ inputs = torch.randn(256, 8)
 targets = inputs.sum(dim=1, keepdim=True)
 model = torch.nn.Sequential(torch.nn.Linear(8, 32), torch.nn.ReLU(), torch.nn.Linear(32, 1))
 optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(inputs, targets), batch_size=32, shuffle=True)
+loader = torch.utils.data.DataLoader(
+    torch.utils.data.TensorDataset(inputs, targets), batch_size=32, shuffle=True
+)
 
 state = perdure.TrainingState(model=model, optimizer=optimizer, epoch=0, best_loss=float("inf"))
-with perdure.CheckpointManager(sys.argv[1], keep_last=3, keep_best=perdure.Best("loss", "min")) as checkpoints:
+with perdure.CheckpointManager(
+    sys.argv[1], keep_last=3, keep_best=perdure.Best("loss", "min")
+) as checkpoints:
     print("restored:", checkpoints.restore(state))
     while state.epoch < EPOCHS:
         for x, y in loader:

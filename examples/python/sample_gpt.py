@@ -1,6 +1,6 @@
 """Prints text from a model that train_gpt has trained, in either language.
 
-    python sample_gpt.py --from runs/gpt --text-length 200
+python sample_gpt.py --from runs/gpt --text-length 200
 """
 
 import argparse
@@ -23,7 +23,9 @@ def newest_checkpoint(path: pathlib.Path) -> pathlib.Path:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--from", required=True, dest="source", type=pathlib.Path, help="a checkpoint, or a run directory")
+    parser.add_argument(
+        "--from", required=True, dest="source", type=pathlib.Path, help="a checkpoint, or a run directory"
+    )
     parser.add_argument("--text-length", type=int, default=200)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()

@@ -1,6 +1,6 @@
 """Trains a small GPT on text files; kill it at any moment and start it again: it goes on exactly where it was.
 
-    python train_gpt.py --run runs/gpt --text ../../README.md --steps 300 --save-every 5
+python train_gpt.py --run runs/gpt --text ../../README.md --steps 300 --save-every 5
 """
 
 import argparse
@@ -59,7 +59,9 @@ def train(run, text, steps, save_every):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--run", required=True, help="directory of the checkpoints; training goes on from the newest")
+    parser.add_argument(
+        "--run", required=True, help="directory of the checkpoints; training goes on from the newest"
+    )
     parser.add_argument("--text", required=True, nargs="+", help="files to train on")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--save-every", type=int, default=5)

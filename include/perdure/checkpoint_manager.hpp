@@ -107,6 +107,8 @@ class CheckpointManager {
   // not_found, io, unsupported.
   std::optional<Checkpoint> restore(TrainingState& state, const RestoreOptions& options = {});
   // Saves `state` as the next generation of its step. Prunes afterwards what need not be kept.
+  // Throws at once, whatever on_error says, what no later save could mend: a value that cannot be
+  // saved, a broken state, one with a module and no optimizer, a negative step, a closed manager.
   SaveHandle save(const TrainingState& state, const Metrics& metrics = {});
 
   // The same for a tree of one's own: `info` gives step, metrics, reason and optimizers; the rest
@@ -136,8 +138,8 @@ class CheckpointManager {
 };
 
 // The checkpoints in a run directory, newest first, without taking its lock (for tools; another
-// process may add and prune meanwhile). Files whose names or records are not of a checkpoint are
-// left out.
+// process may add and prune meanwhile). Files whose names are not of a checkpoint, and
+// symbolic links, are left out.
 struct ListedCheckpoint {
   Checkpoint checkpoint;
   std::string problem;  // why it cannot be read, or ""

@@ -23,7 +23,7 @@ struct CheckpointInfo {
   int format_version = 1;
   std::int64_t step = 0;
   std::uint64_t generation = 0;  // 0: a one-file save, not part of a run directory
-  std::uint64_t parent = 0;      // generation that the run was restored from; 0: none
+  std::uint64_t parent = 0;      // the one restored or saved before it in the same program; 0: none
   Metrics metrics;               // NaN and infinities are kept
   double created =
       0;  // seconds since 1970, UTC, of the writer's clock: for people, never for order

@@ -20,8 +20,8 @@ class TrainingState;
 
 enum class Role { value, module, optimizer, other };
 
-// What does not fit, one line each ("model.fc.weight: shape [3, 4] in the file, [3, 5] in the
-// module").
+// What does not fit, one line each ("fc.weight: shape [3, 4] in the file, [3, 5] in the module");
+// the name of the entry is put in front.
 using Problems = std::vector<std::string>;
 
 // Who a parameter is: the address of its tensor object and its name ("model.fc.weight").

@@ -21,7 +21,9 @@ standard error where logging is not configured.
 try:
     import torch as _torch  # noqa: F401  (perdure works with any PyTorch, so pip is not asked to install one)
 except ImportError as error:
-    raise ImportError("perdure needs PyTorch, and none is installed here: https://pytorch.org/get-started") from error
+    raise ImportError(
+        "perdure needs PyTorch, and none is installed here: https://pytorch.org/get-started"
+    ) from error
 
 from ._core import __version__
 from .errors import (

@@ -91,5 +91,3 @@ def from_form(mapping: dict):
     if not dtype.isnative:
         array = array.byteswap().view(dtype)
     return array if mapping[FORM_KEY] == _ARRAY else array[()]
-
-

@@ -79,8 +79,7 @@ class NotFoundError(IoError, FileNotFoundError):
 
 
 _CLASSES = {
-    cls.code: cls
-    for cls in (CorruptionError, InvalidError, UnsupportedError, LockedError, CancelledError)
+    cls.code: cls for cls in (CorruptionError, InvalidError, UnsupportedError, LockedError, CancelledError)
 }
 _OS_CLASSES = {  # class, and the errno where the core knows none
     "io": (IoError, errno.EIO),

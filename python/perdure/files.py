@@ -129,5 +129,5 @@ def _path(file) -> str:
 
 def _key_paths(keys):
     if isinstance(keys, (str, tuple)):
-        raise InvalidError(f'keys is a list of keys or of tuples of keys: keys=[{keys!r}]')
+        raise InvalidError(f"keys is a list of keys or of tuples of keys: keys=[{keys!r}]")
     return [[encode(k, "key") for k in (key if isinstance(key, tuple) else (key,))] for key in keys]

@@ -114,7 +114,8 @@ class SaveHandle:
 class CheckpointManager:
     """The checkpoints of one training run, in one directory, which is made where it is not there.
 
-        with perdure.CheckpointManager("runs/gpt", keep_last=3, keep_best=perdure.Best("val_loss", "min", 2)) as checkpoints:
+        best = perdure.Best("val_loss", "min", 2)
+        with perdure.CheckpointManager("runs/gpt", keep_last=3, keep_best=best) as checkpoints:
             checkpoints.restore(state)
             ...
             checkpoints.save(state, metrics={"val_loss": loss})
@@ -134,7 +135,9 @@ class CheckpointManager:
     one of the closing (that is logged). A manager that is never closed is closed when the interpreter exits.
     """
 
-    def __init__(self, directory, keep_last: int = 3, keep_best=(), on_error: str = "warn", when_busy: str = "wait"):
+    def __init__(
+        self, directory, keep_last: int = 3, keep_best=(), on_error: str = "warn", when_busy: str = "wait"
+    ):
         best = [keep_best] if isinstance(keep_best, Best) else list(keep_best)
         self._best = best
         self._pid = os.getpid()
@@ -149,7 +152,9 @@ class CheckpointManager:
         self._closed = False
         _open_managers.add(self)
 
-    def restore(self, state: TrainingState, step: int | None = None, path=None, strict: bool = True) -> Checkpoint | None:
+    def restore(
+        self, state: TrainingState, step: int | None = None, path=None, strict: bool = True
+    ) -> Checkpoint | None:
         """Puts the newest whole checkpoint into `state`. Returns it, or None where the directory has none yet.
 
         A checkpoint that is provably damaged is set aside (as *.damaged), that is logged, and the one before is
@@ -166,7 +171,9 @@ class CheckpointManager:
             read_all(file, value, Placement("cpu"))
             state._load(value, file.info.optimizers if file.info else {}, strict)
 
-        return _checkpoint(self._core.restore(step, None if path is None else os.fsdecode(path), strict, take))
+        return _checkpoint(
+            self._core.restore(step, None if path is None else os.fsdecode(path), strict, take)
+        )
 
     def save(self, state: TrainingState, metrics=None) -> SaveHandle:
         """Saves `state` as the next checkpoint of its step, and prunes those that need not be kept.
@@ -198,7 +205,9 @@ class CheckpointManager:
     def best_step(self, metric: str | None = None) -> int | None:
         """The step of the one with the best value of `metric` (by default the first of keep_best)."""
         if metric is None and not self._best:
-            raise InvalidError('name the metric, best_step("val_loss"), or say keep_best=perdure.Best("val_loss")')
+            raise InvalidError(
+                'name the metric, best_step("val_loss"), or say keep_best=perdure.Best("val_loss")'
+            )
         return self._core.best_step(metric or self._best[0].metric)
 
     def all_steps(self) -> list[int]:
@@ -245,7 +254,9 @@ class CheckpointManager:
 
 def list_checkpoints(directory) -> list[Checkpoint]:
     """The readable checkpoints in a run directory, newest first, also while a training run has its lock."""
-    return [_checkpoint(c.checkpoint) for c in _core.list_checkpoints(os.fsdecode(directory)) if not c.problem]
+    return [
+        _checkpoint(c.checkpoint) for c in _core.list_checkpoints(os.fsdecode(directory)) if not c.problem
+    ]
 
 
 _open_managers: "weakref.WeakSet[CheckpointManager]" = weakref.WeakSet()
@@ -262,11 +273,12 @@ def _warn(text: str) -> None:
 
 
 def _choice(enum, name, word):
-    found = getattr(enum, word, None) if isinstance(word, str) and word.isidentifier() else None
-    if not isinstance(found, enum):
-        words = " or ".join(f'"{member.name}"' for member in enum)
+    """The member that `word` names; one whose name is a word of Python ends in "_"."""
+    members = {member.name.rstrip("_"): member for member in enum}
+    if word not in members:
+        words = " or ".join(f'"{known}"' for known in members)
         raise InvalidError(f"{name} is {words}, not {word!r}")
-    return found
+    return members[word]
 
 
 def _require_state(state):
@@ -288,4 +300,13 @@ def _checkpoint(core) -> Checkpoint | None:
     if core is None:
         return None
     i = core.info
-    return Checkpoint(pathlib.Path(core.path), i.step, i.generation, i.parent, dict(i.metrics), i.created, i.reason, core.size)
+    return Checkpoint(
+        pathlib.Path(core.path),
+        i.step,
+        i.generation,
+        i.parent,
+        dict(i.metrics),
+        i.created,
+        i.reason,
+        core.size,
+    )

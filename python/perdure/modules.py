@@ -6,6 +6,7 @@ from .bits import same_bits
 from .tensors import Placement
 from .values import decode, encode
 
+
 class ModuleEntry:
     """Checks everything first; what does not fit is listed, nothing is cast or skipped."""
 
@@ -66,7 +67,8 @@ def _misfit(saved, own) -> str:
     if saved.shape != own.shape:
         return f"shape {list(saved.shape)} in the file, {list(own.shape)} in the module"
     if saved.dtype != own.dtype:
-        return f"{saved.dtype} in the file, {own.dtype} in the module; convert the module first: model.to({saved.dtype})"
+        remedy = f"convert the module first: model.to({saved.dtype})"
+        return f"{saved.dtype} in the file, {own.dtype} in the module; {remedy}"
     return ""
 
 

@@ -70,7 +70,11 @@ class OptimizerEntry:
         return None if any(n is None for g in groups for n in g) else groups
 
     def _form(self, saved):
-        if isinstance(saved, dict) and isinstance(saved.get("state"), dict) and isinstance(saved.get("param_groups"), list):
+        if (
+            isinstance(saved, dict)
+            and isinstance(saved.get("state"), dict)
+            and isinstance(saved.get("param_groups"), list)
+        ):
             return []
         return ["what the file has there is no optimizer's state_dict"]
 
@@ -87,10 +91,14 @@ class OptimizerEntry:
         for theirs, ours in zip(saved["param_groups"], self._optimizer.param_groups):
             odd = (theirs.keys() ^ ours.keys()) - _OPTIONAL
             if odd:
-                return [f"the file's state is not of {own}: they differ in the options {', '.join(sorted(odd))}"]
+                return [
+                    f"the file's state is not of {own}: they differ in the options {', '.join(sorted(odd))}"
+                ]
             key = "decoupled_weight_decay"
             if key in theirs and key in ours and theirs[key] != ours[key]:
-                return [f"the file's state is not of {own}: {key} is {theirs[key]} in it (Adam and AdamW differ so)"]
+                return [
+                    f"the file's state is not of {own}: {key} is {theirs[key]} in it (Adam and AdamW differ so)"
+                ]
         return []
 
     def _order(self, saved, recorded, names):
@@ -115,7 +123,12 @@ class OptimizerEntry:
         known = {identity: name for identity, name in reversed(names)}
         for number, param in enumerate(self._params()):
             for key, x in _items(aligned["state"].get(number)):
-                if key in _PARAM_SHAPED and isinstance(x, torch.Tensor) and x.dim() and x.shape != param.shape:
+                if (
+                    key in _PARAM_SHAPED
+                    and isinstance(x, torch.Tensor)
+                    and x.dim()
+                    and x.shape != param.shape
+                ):
                     name = known.get(id(param), f"parameter {number}")
                     yield f"{key} of {name}: shape {list(x.shape)} in the file, {list(param.shape)} wanted"
 

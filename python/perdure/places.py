@@ -90,7 +90,12 @@ _REMEDIES = (
         "write list(x)",
     ),
     (
-        lambda x: isinstance(x, type) or callable(x) and hasattr(x, "__qualname__") or isinstance(x, functools.partial),
+        lambda x: (
+            isinstance(x, type)
+            or callable(x)
+            and hasattr(x, "__qualname__")
+            or isinstance(x, functools.partial)
+        ),
         "code is not saved; write the numbers it is made from, or leave it out",
     ),
     (lambda x: hasattr(x, "state_dict"), "write its state_dict()"),

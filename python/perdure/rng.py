@@ -14,7 +14,7 @@ def _tensor(value):
 
 
 def _torch_kind():
-    return lambda: torch.get_rng_state(), torch.set_rng_state
+    return torch.get_rng_state, torch.set_rng_state
 
 
 def _python_kind():
@@ -23,12 +23,7 @@ def _python_kind():
 
 def _numpy_kind():
     numpy = sys.modules["numpy"]
-    return lambda: _plain(numpy.random.get_state()), numpy.random.set_state
-
-
-def _plain(state):
-    """numpy's tuple has a numpy string nowhere, but its position may be a numpy integer."""
-    return tuple(int(x) if isinstance(x, sys.modules["numpy"].integer) else x for x in state) if isinstance(state, tuple) else state
+    return numpy.random.get_state, numpy.random.set_state
 
 
 def _cuda_kind():

@@ -137,9 +137,13 @@ class TrainingState:
         elif name in self._values:
             self._values[name] = value
         elif name in self._things:
-            raise AttributeError(f"{name!r} is registered as an object and cannot be replaced; restore fills it")
+            raise AttributeError(
+                f"{name!r} is registered as an object and cannot be replaced; restore fills it"
+            )
         else:
-            raise AttributeError(f"nothing is registered as {name!r}; register it first: state.add({name!r}, ...)")
+            raise AttributeError(
+                f"nothing is registered as {name!r}; register it first: state.add({name!r}, ...)"
+            )
 
     def __dir__(self):
         return [*super().__dir__(), *self._things, *self._values]

@@ -62,9 +62,15 @@ def _require_plain(tensor, place):
     if tensor.is_nested:
         places.refuse(place, "is a nested tensor; write list(x.unbind())")
     if tensor.layout is not torch.strided:
-        places.refuse(place, f"is a tensor of layout {tensor.layout}; write its parts (indices, values, size) or x.to_dense()")
+        places.refuse(
+            place,
+            f"is a tensor of layout {tensor.layout}; write its parts (indices, values, size) or x.to_dense()",
+        )
     if tensor.dtype not in DTYPE_NAMES:
-        places.refuse(place, f"is a tensor of {tensor.dtype}, which torch.load does not give back; write x.view(torch.uint8)")
+        places.refuse(
+            place,
+            f"is a tensor of {tensor.dtype}, which torch.load does not give back; write x.view(torch.uint8)",
+        )
     if tensor._is_zerotensor():
         places.refuse(place, "is a zero tensor without memory (of forward-mode AD); write x.clone()")
     if vars(tensor):
@@ -104,7 +110,11 @@ class Placement:
         wanted = self._wanted(saved)
         try:
             torch.empty(0, device=wanted)
-        except (RuntimeError, AssertionError, NotImplementedError) as error:  # what torch raises for "none here"
+        except (
+            RuntimeError,
+            AssertionError,
+            NotImplementedError,
+        ) as error:  # what torch raises for "none here"
             if self._fallback:
                 return self._fallback
             reason = str(error).partition("\n")[0]

@@ -203,7 +203,9 @@ class _Decoder:
         if not arrays.is_form(mapping) or self._placement.is_meta:
             return mapping
         if arrays.numpy is None:
-            raise UnsupportedError("the file holds numpy arrays, and numpy is not installed here: pip install numpy")
+            raise UnsupportedError(
+                "the file holds numpy arrays, and numpy is not installed here: pip install numpy"
+            )
         return arrays.from_form(mapping)
 
     def _ordered_dict(self, value):

@@ -7,7 +7,9 @@ import torch
 import perdure
 
 torch.set_num_threads(1)
-hypothesis.settings.register_profile("perdure", deadline=None, max_examples=int(os.environ.get("PERDURE_EXAMPLES", "150")))
+hypothesis.settings.register_profile(
+    "perdure", deadline=None, max_examples=int(os.environ.get("PERDURE_EXAMPLES", "150"))
+)
 hypothesis.settings.load_profile("perdure")
 
 

@@ -17,14 +17,26 @@ def elements(tensor) -> bytes:
     size = tensor.element_size()
     if not tensor.numel() or tensor.is_meta:
         return b""
-    raw = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage(), 0, (tensor.untyped_storage().nbytes(),))
+    raw = torch.empty(0, dtype=torch.uint8).set_(
+        tensor.untyped_storage(), 0, (tensor.untyped_storage().nbytes(),)
+    )
     strides = [s * size for s in tensor.stride()]
     view = raw.as_strided([*tensor.shape, size], [*strides, 1], tensor.storage_offset() * size)
     return view.contiguous().numpy().tobytes()
 
 
 def tensor_facts(t):
-    return (type(t), t.dtype, tuple(t.shape), t.stride(), t.requires_grad, t.is_conj(), t.is_neg(), str(t.device), elements(t))
+    return (
+        type(t),
+        t.dtype,
+        tuple(t.shape),
+        t.stride(),
+        t.requires_grad,
+        t.is_conj(),
+        t.is_neg(),
+        str(t.device),
+        elements(t),
+    )
 
 
 class Difference(AssertionError):
@@ -106,7 +118,9 @@ def random_storage(nbytes, dtype, seed=0):
         source = bytes(b & 1 for b in source)
     storage = torch.UntypedStorage(nbytes)
     if nbytes:
-        torch.empty(0, dtype=torch.uint8).set_(storage, 0, (nbytes,)).copy_(torch.frombuffer(bytearray(source), dtype=torch.uint8))
+        torch.empty(0, dtype=torch.uint8).set_(storage, 0, (nbytes,)).copy_(
+            torch.frombuffer(bytearray(source), dtype=torch.uint8)
+        )
     return storage
 
 

@@ -212,6 +212,7 @@ def test_text_file_object(path):
 
 # what comes from the core
 
+
 def test_not_found(tmp_path):
     with pytest.raises(perdure.NotFoundError, match="absent.pt") as caught:
         perdure.load(tmp_path / "absent.pt")
@@ -244,7 +245,9 @@ except perdure.FullError as error:
     import tempfile
 
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run([sys.executable, "-c", code, os.path.join(folder, "cp.pt")], capture_output=True, text=True)
+        done = subprocess.run(
+            [sys.executable, "-c", code, os.path.join(folder, "cp.pt")], capture_output=True, text=True
+        )
         assert done.returncode == 42, done.stderr
         assert os.listdir(folder) == []
 
@@ -290,7 +293,15 @@ def test_unchecked_file(path):
 
 
 def test_hierarchy():
-    for name in ("CorruptionError", "NotFoundError", "InvalidError", "UnsupportedError", "LockedError", "FullError", "IoError"):
+    for name in (
+        "CorruptionError",
+        "NotFoundError",
+        "InvalidError",
+        "UnsupportedError",
+        "LockedError",
+        "FullError",
+        "IoError",
+    ):
         cls = getattr(perdure, name)
         assert issubclass(cls, perdure.Error) and issubclass(cls, RuntimeError)
     assert issubclass(perdure.FullError, OSError)

@@ -1,4 +1,4 @@
-"""SIGKILL at random moments, in Python: at every restart a whole checkpoint, never older than the last acknowledged one.
+"""SIGKILL at random moments, in Python: a whole checkpoint at every restart, never older than the last acknowledged.
 
 test_kills.py does the same to a C++ program, oftener. PERDURE_KILLS and PERDURE_SEED as there; a quarter of the kills
 are done here.
@@ -23,7 +23,9 @@ class Nursery:
     """Starts trainers quickly."""
 
     def __init__(self, run):
-        self._process = subprocess.Popen([sys.executable, str(KILLEE), str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(
+            [sys.executable, str(KILLEE), str(run)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
         assert self.line() == ["ready"]
 
     def line(self):
@@ -34,7 +36,9 @@ class Nursery:
         self._process.stdin.write("go\n")
         self._process.stdin.flush()
         said = []
-        while not (pid := [s[1] for s in said if s[0] == "pid"]) or not any(s[0] in ("restored", "wrong") for s in said):
+        while not (pid := [s[1] for s in said if s[0] == "pid"]) or not any(
+            s[0] in ("restored", "wrong") for s in said
+        ):
             said.append(self.line())
         time.sleep(seconds)
         os.kill(int(pid[0]), signal.SIGKILL)
@@ -58,7 +62,9 @@ def test_killed_at_random_moments_it_never_goes_back(tmp_path):
         where = f"kill {kill}, PERDURE_SEED={SEED}: {said}"
         assert not [s for s in said if s[0] == "wrong"], where
         began_at = next(int(s[1]) for s in said if s[0] == "restored")
-        assert acknowledged <= began_at <= acknowledged + 1, where  # one more: durable, and killed before it could say so
+        assert acknowledged <= began_at <= acknowledged + 1, (
+            where
+        )  # one more: durable, and killed before it could say so
         saved = [int(s[1]) for s in said if s[0] == "saved"]
         assert saved == list(range(began_at + 1, began_at + 1 + len(saved))), where
         acknowledged = saved[-1] if saved else began_at

@@ -1,4 +1,4 @@
-"""CheckpointManager: what is saved is found again, what is damaged is passed over, and nobody else's error is hidden."""
+"""CheckpointManager: what is saved is found again, damage is passed over, and nobody else's error is hidden."""
 
 import logging
 import os
@@ -35,16 +35,23 @@ def save_steps(checkpoints, state, steps, **metrics):
 
 
 def start(code, *args, **options):
-    return subprocess.Popen([sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)], stdout=subprocess.PIPE, text=True, **options
+    )
 
 
 # saving and restoring
+
 
 def test_none_yet(run):
     state = make_state()
     with perdure.CheckpointManager(run) as checkpoints:
         assert checkpoints.restore(state) is None
-        assert checkpoints.latest() is None and checkpoints.latest_step() is None and checkpoints.all_steps() == []
+        assert (
+            checkpoints.latest() is None
+            and checkpoints.latest_step() is None
+            and checkpoints.all_steps() == []
+        )
         assert repr(checkpoints).endswith("0 checkpoints>")
 
 
@@ -91,9 +98,17 @@ def test_torch_load_opens_what_a_manager_saves(run):
 
 # metrics and retention
 
+
 def test_metrics(run):
     with perdure.CheckpointManager(run) as checkpoints:
-        metrics = {"a": torch.tensor(0.5, requires_grad=True), "b": np.float32(1.5), "c": 2, "d": True, "e": float("nan"), "f": float("-inf")}
+        metrics = {
+            "a": torch.tensor(0.5, requires_grad=True),
+            "b": np.float32(1.5),
+            "c": 2,
+            "d": True,
+            "e": float("nan"),
+            "f": float("-inf"),
+        }
         checkpoints.save(make_state(), metrics=metrics)
         found = checkpoints.latest().metrics
         assert {k: found[k] for k in "abcdf"} == {"a": 0.5, "b": 1.5, "c": 2.0, "d": 1.0, "f": float("-inf")}
@@ -164,6 +179,7 @@ def test_list_without_the_lock(run):
 
 # damage
 
+
 def test_fallback_past_damage(run, caplog):
     state = make_state()
     with perdure.CheckpointManager(run) as checkpoints:
@@ -176,7 +192,9 @@ def test_fallback_past_damage(run, caplog):
         assert checkpoints.latest_step() == 2
     assert state.x.tolist() == [2] * 3 and state.step == 2
     assert newest.name in caplog.text and "damaged" in caplog.text
-    assert not newest.exists() and any(p.name.startswith(newest.name) and "damaged" in p.name for p in run.iterdir())
+    assert not newest.exists() and any(
+        p.name.startswith(newest.name) and "damaged" in p.name for p in run.iterdir()
+    )
 
 
 def test_damage_of_a_tensor_is_found_before_anything_changes(run, caplog):
@@ -224,6 +242,7 @@ def test_misfit_is_no_reason_to_fall_back(run):
 
 # one manager, one process
 
+
 def test_lock(run):
     with perdure.CheckpointManager(run):
         with pytest.raises(perdure.LockedError):
@@ -238,7 +257,8 @@ class Numbers(torch.utils.data.Dataset):
     def __getitem__(self, i): time.sleep(0.01); return i
 checkpoints = perdure.CheckpointManager(sys.argv[1])
 state = perdure.TrainingState(epoch=0)
-workers = iter(torch.utils.data.DataLoader(Numbers(), num_workers=2, persistent_workers=True, multiprocessing_context="fork"))
+loader = torch.utils.data.DataLoader(Numbers(), num_workers=2, persistent_workers=True, multiprocessing_context="fork")
+workers = iter(loader)
 next(workers)
 checkpoints.save(state).wait()
 import multiprocessing
@@ -301,6 +321,7 @@ print("saved", flush=True)
 
 # endings
 
+
 def test_closed_manager(run):
     checkpoints = perdure.CheckpointManager(run)
     checkpoints.close()
@@ -353,6 +374,7 @@ def test_an_exception_of_my_state_dict_is_mine(run, on_error):
 
 
 # failed saves
+
 
 class Full:
     """Within it, files cannot grow: as on a full disk."""

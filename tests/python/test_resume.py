@@ -19,14 +19,22 @@ class Training:
 
     def __init__(self, seed):
         torch.manual_seed(seed), random.seed(seed), np.random.seed(seed)
-        self.model = nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2))
+        self.model = nn.Sequential(
+            nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 2)
+        )
         self.optimizer = torch.optim.SGD(self.model.parameters(), lr=0.05, momentum=0.9)
         self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 5, 0.5)
         self.order = []
         self.losses = []
 
     def things(self):
-        return {"model": self.model, "optimizer": self.optimizer, "scheduler": self.scheduler, "order": self.order, "losses": self.losses}
+        return {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "scheduler": self.scheduler,
+            "order": self.order,
+            "losses": self.losses,
+        }
 
     def batch(self):
         if not self.order:
@@ -46,7 +54,9 @@ class Training:
 
     def result(self):
         tensors = [t.numpy().tobytes() for t in self.model.state_dict().values()]
-        momentum = [self.optimizer.state[p]["momentum_buffer"].numpy().tobytes() for p in self.model.parameters()]
+        momentum = [
+            self.optimizer.state[p]["momentum_buffer"].numpy().tobytes() for p in self.model.parameters()
+        ]
         return [x.hex() for x in self.losses], tensors, momentum, self.optimizer.param_groups[0]["lr"]
 
 
@@ -75,7 +85,11 @@ def resume(run, without=()):
         checkpoints.restore(state, strict=not without)
     if "rng" in without:
         torch.set_rng_state(kept_rng[0]), random.setstate(kept_rng[1]), np.random.set_state(kept_rng[2])
-    for kind, put in (("torch", torch.set_rng_state), ("python", random.setstate), ("numpy", np.random.set_state)):
+    for kind, put in (
+        ("torch", torch.set_rng_state),
+        ("python", random.setstate),
+        ("numpy", np.random.set_state),
+    ):
         if kind in without:
             put(kept_rng[("torch", "python", "numpy").index(kind)])
     while len(training.losses) < STEPS:
@@ -88,7 +102,9 @@ def test_resumed_is_identical(tmp_path):
     assert resume(tmp_path).result() == run_through(STEPS).result()
 
 
-@pytest.mark.parametrize("part", ["model", "optimizer", "scheduler", "order", "rng", "torch", "python", "numpy"])
+@pytest.mark.parametrize(
+    "part", ["model", "optimizer", "scheduler", "order", "rng", "torch", "python", "numpy"]
+)
 def test_that_the_test_can_see(tmp_path, part):
     """Leaving any part out makes the resumed run differ."""
     save_at_stop(tmp_path)
@@ -102,7 +118,10 @@ def test_leaving_out_is_an_error_unless_asked_for(tmp_path):
     things = Training(seed=2).things()
     del things["optimizer"]
     state = perdure.TrainingState(**things, optimizer=None)
-    with perdure.CheckpointManager(tmp_path) as checkpoints, pytest.raises(perdure.InvalidError, match="optimizer"):
+    with (
+        perdure.CheckpointManager(tmp_path) as checkpoints,
+        pytest.raises(perdure.InvalidError, match="optimizer"),
+    ):
         checkpoints.restore(state)
 
 

@@ -42,8 +42,11 @@ def optimizer_bits(optimizer):
     out = []
     for group in optimizer.param_groups:
         for p in group["params"]:
-            out += [(k, x.dtype, x.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
-                    for k, x in optimizer.state[p].items() if isinstance(x, torch.Tensor)]
+            out += [
+                (k, x.dtype, x.detach().contiguous().reshape(-1).view(torch.uint8).tolist())
+                for k, x in optimizer.state[p].items()
+                if isinstance(x, torch.Tensor)
+            ]
     return out
 
 
@@ -153,6 +156,7 @@ def test_state_dict_is_plain_data(path):
 
 # random numbers
 
+
 def draw():
     return random.random(), np.random.standard_normal(), torch.rand(1).item()
 
@@ -182,15 +186,20 @@ def test_own_generators(tmp_path):
     assert numbers(other) == numbers(state)
 
 
-@pytest.mark.parametrize("make", [
-    lambda o: torch.optim.lr_scheduler.StepLR(o, 2),
-    lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 3]),
-    lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),
-    lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
-    lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda e: 0.9**e),
-    lambda o: torch.optim.lr_scheduler.SequentialLR(o, [torch.optim.lr_scheduler.ConstantLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [2]),
-    lambda o: torch.optim.lr_scheduler.ChainedScheduler([torch.optim.lr_scheduler.ExponentialLR(o, 0.9)]),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: torch.optim.lr_scheduler.StepLR(o, 2),
+        lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 3]),
+        lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=20),
+        lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+        lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda e: 0.9**e),
+        lambda o: torch.optim.lr_scheduler.SequentialLR(
+            o, [torch.optim.lr_scheduler.ConstantLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)], [2]
+        ),
+        lambda o: torch.optim.lr_scheduler.ChainedScheduler([torch.optim.lr_scheduler.ExponentialLR(o, 0.9)]),
+    ],
+)
 @pytest.mark.filterwarnings("ignore")
 def test_schedulers(tmp_path, make):
     def start():
@@ -233,15 +242,22 @@ def test_grad_scaler_and_own_classes(tmp_path):
 
 # modules that do not fit
 
+
 def state_with(model, optimizer=None, **things):
     return perdure.TrainingState(model=model, optimizer=optimizer, **things)
 
 
 def test_module_mismatches_are_all_listed(tmp_path):
-    run = file_of(state_with(nn.ModuleDict({"a": nn.Linear(3, 4), "b": nn.Linear(2, 2), "old": nn.Linear(1, 1)})), tmp_path)
-    other = state_with(nn.ModuleDict({"a": nn.Linear(3, 5), "b": nn.Linear(2, 2).double(), "new": nn.Linear(1, 1)}))
-    text = assert_refused(other, run, "model: a.weight", "[4, 3]", "[5, 3]", "model: b.weight", "torch.float32", "torch.float64",
-                          "model: new.weight", "model: old.bias")  # fmt: skip
+    run = file_of(
+        state_with(nn.ModuleDict({"a": nn.Linear(3, 4), "b": nn.Linear(2, 2), "old": nn.Linear(1, 1)})),
+        tmp_path,
+    )
+    other = state_with(
+        nn.ModuleDict({"a": nn.Linear(3, 5), "b": nn.Linear(2, 2).double(), "new": nn.Linear(1, 1)})
+    )
+    shapes = "model: a.weight: shape [4, 3] in the file, [5, 3] in the module"
+    dtypes = "model: b.weight: torch.float32 in the file, torch.float64 in the module"
+    text = assert_refused(other, run, shapes, dtypes, "model: new.weight", "model: old.bias")
     assert text.count("\n") >= 7
 
 
@@ -281,7 +297,12 @@ def test_tied_weights(tmp_path):
 
 
 def test_two_values_for_one_tied_weight(tmp_path):
-    assert_refused(state_with(Tied(True)), file_of(state_with(Tied(False)), tmp_path), "model: a.weight and b.weight", "tied")
+    assert_refused(
+        state_with(Tied(True)),
+        file_of(state_with(Tied(False)), tmp_path),
+        "model: a.weight and b.weight",
+        "tied",
+    )
 
 
 def test_things_that_only_one_side_has(tmp_path):
@@ -300,6 +321,7 @@ def test_forgotten_optimizer_is_named(tmp_path):
 
 # optimizers
 
+
 def test_class_must_be_the_same(tmp_path):
     model, again = network(), network()
     run = file_of(state_with(model, adam(model, torch.optim.Adam)), tmp_path)
@@ -311,14 +333,23 @@ def test_class_of_a_foreign_file(tmp_path, path):
     state = state_with(model, adam(model, torch.optim.Adam))
     torch.save({k: v for k, v in state.state_dict().items() if k != "rng"}, path)
     for cls in (torch.optim.AdamW, torch.optim.SGD):
-        assert_refused(state_with(again, adam(again, cls)), tmp_path / "new", "optimizer", cls.__name__, path=path)
+        assert_refused(
+            state_with(again, adam(again, cls)), tmp_path / "new", "optimizer", cls.__name__, path=path
+        )
     restore(state_with(again, adam(again, torch.optim.Adam)), tmp_path / "new", path=path, strict=False)
 
 
 def test_parameters_in_another_order(tmp_path):
     model, again = network(), network()
-    optimizer = torch.optim.AdamW([{"params": [model[0].weight, model[0].bias]}, {"params": [model[2].weight, model[2].bias], "lr": 0.5}])
-    fresh = torch.optim.AdamW([{"params": [again[0].bias, again[0].weight]}, {"params": [again[2].weight, again[2].bias]}])
+    optimizer = torch.optim.AdamW(
+        [
+            {"params": [model[0].weight, model[0].bias]},
+            {"params": [model[2].weight, model[2].bias], "lr": 0.5},
+        ]
+    )
+    fresh = torch.optim.AdamW(
+        [{"params": [again[0].bias, again[0].weight]}, {"params": [again[2].weight, again[2].bias]}]
+    )
     trained(model, optimizer)
     restore(state_with(again, fresh), file_of(state_with(model, optimizer), tmp_path))
     for p, q in zip(model.parameters(), again.parameters()):
@@ -329,9 +360,15 @@ def test_parameters_in_another_order(tmp_path):
 
 def test_groups_that_do_not_match_are_a_table(tmp_path):
     model, again = network(), network()
-    optimizer = torch.optim.SGD([{"params": [model[0].weight, model[0].bias]}, {"params": [model[2].weight]}], lr=0.1)
-    fresh = torch.optim.SGD([{"params": [again[0].weight]}, {"params": [again[2].weight, again[2].bias, again[0].bias]}], lr=0.1)
-    text = assert_refused(state_with(again, fresh), file_of(state_with(model, optimizer), tmp_path), "in the file")
+    optimizer = torch.optim.SGD(
+        [{"params": [model[0].weight, model[0].bias]}, {"params": [model[2].weight]}], lr=0.1
+    )
+    fresh = torch.optim.SGD(
+        [{"params": [again[0].weight]}, {"params": [again[2].weight, again[2].bias, again[0].bias]}], lr=0.1
+    )
+    text = assert_refused(
+        state_with(again, fresh), file_of(state_with(model, optimizer), tmp_path), "in the file"
+    )
     assert "model.0.weight" not in text  # it is where it was
     assert any(line.split() == ["model.0.bias", "group", "0", "group", "1"] for line in text.splitlines())
     assert any(line.split() == ["model.2.bias", "-", "group", "1"] for line in text.splitlines())
@@ -367,21 +404,24 @@ def test_fp32_moments_of_bf16_parameters(tmp_path):
     assert optimizer_bits(fresh) == optimizer_bits(optimizer)
 
 
-@pytest.mark.parametrize("make", [
-    lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
-    lambda p: torch.optim.SGD(p, lr=0.1),
-    lambda p: torch.optim.Adam(p, amsgrad=True),
-    lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.01)),
-    lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True),
-    lambda p: torch.optim.Adagrad(p),
-    lambda p: torch.optim.Adadelta(p),
-    lambda p: torch.optim.NAdam(p),
-    lambda p: torch.optim.Adamax(p),
-    lambda p: torch.optim.Rprop(p),
-    lambda p: torch.optim.Adafactor(p),
-    lambda p: torch.optim.ASGD(p),
-    lambda p: torch.optim.RAdam(p),
-])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+        lambda p: torch.optim.SGD(p, lr=0.1),
+        lambda p: torch.optim.Adam(p, amsgrad=True),
+        lambda p: torch.optim.AdamW(p, lr=torch.tensor(0.01)),
+        lambda p: torch.optim.RMSprop(p, momentum=0.9, centered=True),
+        lambda p: torch.optim.Adagrad(p),
+        lambda p: torch.optim.Adadelta(p),
+        lambda p: torch.optim.NAdam(p),
+        lambda p: torch.optim.Adamax(p),
+        lambda p: torch.optim.Rprop(p),
+        lambda p: torch.optim.Adafactor(p),
+        lambda p: torch.optim.ASGD(p),
+        lambda p: torch.optim.RAdam(p),
+    ],
+)
 def test_every_optimizer_goes_on_with_the_same_bits(tmp_path, make):
     model, again = network(), network()
     optimizer, fresh = make(model.parameters()), make(again.parameters())
@@ -394,6 +434,7 @@ def test_every_optimizer_goes_on_with_the_same_bits(tmp_path, make):
 
 
 # foreign files, failures half way
+
 
 def test_from_plain_torch_save(tmp_path, path):
     model, again = network(), network()

@@ -110,7 +110,12 @@ def test_all_plain_values_in_one_file(path):
 @pytest.mark.parametrize("dtype", ["complex64", "complex128", "complex32"])
 def test_lazy_bits(path, dtype):
     x = states.make(DTYPES[dtype], (4, 4), (4, 1))
-    state = {"conj": x.conj(), "x": x, "neg": x.conj().imag, "neg alone": states.make(DTYPES[dtype], (4,), (1,)).conj().imag}
+    state = {
+        "conj": x.conj(),
+        "x": x,
+        "neg": x.conj().imag,
+        "neg alone": states.make(DTYPES[dtype], (4,), (1,)).conj().imag,
+    }
     assert state["conj"].is_conj() and state["neg"].is_neg()
     perdure.save(state, path)
     assert_same(perdure.load(path), state)
@@ -122,7 +127,11 @@ def test_lazy_bits(path, dtype):
 
 @pytest.mark.parametrize("dtype", sorted(states.V3))
 def test_gradient_that_no_torch_load_takes(path, dtype):
-    x = torch.ones(4).to(DTYPES[dtype.removeprefix("torch.")]) if "float4" not in dtype else states.make(torch.float4_e2m1fn_x2, (4,), (1,))
+    x = (
+        torch.ones(4).to(DTYPES[dtype.removeprefix("torch.")])
+        if "float4" not in dtype
+        else states.make(torch.float4_e2m1fn_x2, (4,), (1,))
+    )
     with pytest.raises(perdure.InvalidError, match="detach"):
         perdure.save({"x": x.requires_grad_()}, path)
     perdure.save({"x": torch.nn.Parameter(x.detach())}, path)
@@ -165,7 +174,11 @@ def test_whole_training_state(path):
     model(torch.ones(2, 1, 5, 5)).sum().backward()
     optimizer.step()
     scheduler = torch.optim.lr_scheduler.MultiStepLR(optimizer, [3, 4])
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "scheduler": scheduler.state_dict()}
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scheduler": scheduler.state_dict(),
+    }
     perdure.save(state, path)
     assert_same(perdure.load(path), state)
     loaded = torch.load(path)
@@ -225,7 +238,9 @@ def test_numpy_identity_and_nan_bits(saved_and_loaded):
 def test_numpy_random_state(saved_and_loaded):
     np.random.seed(5)
     np.random.standard_normal()
-    loaded = saved_and_loaded({"numpy": np.random.get_state(), "new": np.random.default_rng(3).bit_generator.state})
+    loaded = saved_and_loaded(
+        {"numpy": np.random.get_state(), "new": np.random.default_rng(3).bit_generator.state}
+    )
     expected = np.random.standard_normal(3)
     np.random.set_state(loaded["numpy"])
     assert np.random.standard_normal(3).tobytes() == expected.tobytes()
@@ -271,7 +286,13 @@ def test_keys_that_are_not_there(path):
 
 def test_map_location(path):
     perdure.save(STATE, path)
-    for where in ("cpu", torch.device("cpu"), {"cuda:0": "cpu"}, lambda storage, location: storage, lambda s, location: None):
+    for where in (
+        "cpu",
+        torch.device("cpu"),
+        {"cuda:0": "cpu"},
+        lambda storage, location: storage,
+        lambda s, location: None,
+    ):
         assert_same(perdure.load(path, map_location=where), STATE)
     assert perdure.load(path, map_location=torch.device("meta"))["model"]["w"].is_meta
 
@@ -286,7 +307,9 @@ def cuda_file(path):
             data = source.read(name)
             if name.endswith("data.pkl"):
                 data = data.replace(b"X\x03\x00\x00\x00cpu", b"X\x06\x00\x00\x00cuda:0")
-            if "serialization_id" not in name and not name.endswith((".format_version", ".storage_alignment")):
+            if "serialization_id" not in name and not name.endswith(
+                (".format_version", ".storage_alignment")
+            ):
                 out.writestr(name, data)
     return path
 
@@ -335,7 +358,9 @@ def test_file_objects(path):
     assert perdure.verify(buffer).good
 
 
-@pytest.mark.parametrize("kind", [str, lambda p: p, lambda p: str(p).encode()], ids=["str", "pathlib", "bytes"])
+@pytest.mark.parametrize(
+    "kind", [str, lambda p: p, lambda p: str(p).encode()], ids=["str", "pathlib", "bytes"]
+)
 def test_paths(path, kind):
     perdure.save(STATE, kind(path))
     assert_same(perdure.load(kind(path)), STATE)
@@ -354,7 +379,13 @@ scalars = st.one_of(
     st.none(), st.booleans(), st.integers(-(2**150), 2**150), st.floats(), st.complex_numbers(), st.binary(max_size=20),
     st.text(st.characters(codec=None), max_size=20), st.sampled_from([torch.float32, torch.device("cpu"), torch.strided]),
 )  # fmt: skip
-keys = st.one_of(st.text(max_size=8), st.integers(), st.none(), st.floats(allow_nan=False), st.tuples(st.integers(), st.text(max_size=3)))
+keys = st.one_of(
+    st.text(max_size=8),
+    st.integers(),
+    st.none(),
+    st.floats(allow_nan=False),
+    st.tuples(st.integers(), st.text(max_size=3)),
+)
 
 
 @st.composite
