@@ -108,7 +108,9 @@ void bind_state(nb::module_& m) {
 
 void bind_checkpoint(nb::module_& m) {
   nb::enum_<Mode>(m, "Mode").value("min", Mode::min).value("max", Mode::max);
-  nb::enum_<OnError>(m, "OnError").value("warn", OnError::warn).value("raise_", OnError::raise);
+  nb::enum_<OnError>(m, "OnError")
+      .value("warn", OnError::warn)
+      .value("raise_error", OnError::raise);
   nb::enum_<WhenBusy>(m, "WhenBusy").value("wait", WhenBusy::wait).value("skip", WhenBusy::skip);
   nb::class_<Best>(m, "Best").def(nb::init<std::string, Mode, std::size_t>());
   nb::class_<Checkpoint>(m, "Checkpoint")

@@ -343,7 +343,7 @@ class Mode(enum.Enum):
 class OnError(enum.Enum):
     warn = 0
 
-    raise = 1
+    raise_error = 1
 
 class WhenBusy(enum.Enum):
     wait = 0

@@ -15,6 +15,9 @@ from .state import TrainingState
 from .tensors import Placement
 
 _logger = logging.getLogger("perdure")
+_MODES = {"min": _core.Mode.min, "max": _core.Mode.max}
+_ON_ERROR = {"warn": _core.OnError.warn, "raise": _core.OnError.raise_error}
+_WHEN_BUSY = {"wait": _core.WhenBusy.wait, "skip": _core.WhenBusy.skip}
 _POLL = 0.2  # seconds between looks for Ctrl-C while waiting
 
 
@@ -30,7 +33,7 @@ class Best:
     count: int = 1
 
     def __post_init__(self):
-        if self.mode not in ("min", "max"):
+        if self.mode not in _MODES:
             raise InvalidError(f'mode is "min" or "max", not {self.mode!r}')
         if self.count < 1:
             raise InvalidError(f"count is at least 1, not {self.count}")
@@ -144,9 +147,9 @@ class CheckpointManager:
         self._core = _core.CheckpointManager(
             os.fsdecode(directory),
             keep_last,
-            [_core.Best(b.metric, _choice(_core.Mode, "mode", b.mode), b.count) for b in best],
-            _choice(_core.OnError, "on_error", on_error),
-            _choice(_core.WhenBusy, "when_busy", when_busy),
+            [_core.Best(b.metric, _MODES[b.mode], b.count) for b in best],
+            _choice(_ON_ERROR, "on_error", on_error),
+            _choice(_WHEN_BUSY, "when_busy", when_busy),
             _warn,
         )
         self._closed = False
@@ -272,13 +275,11 @@ def _warn(text: str) -> None:
     _logger.warning("%s", text)
 
 
-def _choice(enum, name, word):
-    """The member that `word` names; one whose name is a word of Python ends in "_"."""
-    members = {member.name.rstrip("_"): member for member in enum}
-    if word not in members:
-        words = " or ".join(f'"{known}"' for known in members)
+def _choice(choices, name, word):
+    if word not in choices:
+        words = " or ".join(f'"{choice}"' for choice in choices)
         raise InvalidError(f"{name} is {words}, not {word!r}")
-    return members[word]
+    return choices[word]
 
 
 def _require_state(state):

@@ -59,8 +59,11 @@ class Verifier {
   }
 
   void add_name(const std::string& record, const KeyPath& path) {
+    constexpr std::size_t kLimit = 500;  // thousands of tensors may look into one record
     std::string& names = tensors_[record];
+    if (names.size() > kLimit) return;
     names += (names.empty() ? "" : ", ") + format_path(path);
+    if (names.size() > kLimit) names += ", ...";
   }
 
   void name_tensors_from_index() {

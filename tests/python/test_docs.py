@@ -3,6 +3,7 @@
 import pathlib
 import re
 import subprocess
+import sys
 
 import pytest
 import torch
@@ -68,6 +69,6 @@ def test_cpp_examples_run(tmp_path):
 
 
 def test_python_example_runs(tmp_path):
-    command = ["python", ROOT / "examples" / "python" / "everyday.py", tmp_path / "run"]
+    command = [sys.executable, ROOT / "examples" / "python" / "everyday.py", tmp_path / "run"]
     assert "epoch 10:" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "epoch 1:" not in subprocess.run(command, check=True, capture_output=True, text=True).stdout

@@ -90,7 +90,7 @@ TEST_P(Damage, EverySingleBitFlipped) {
 
 TEST_P(Damage, ZerosInPlaceOfEveryRun) {
   const Value whole = load_bytes(file());
-  for (const std::size_t run : {2, 4, 16, 64, 512}) {
+  for (const std::size_t run : {2u, 4u, 16u, 64u, 512u}) {
     for (std::size_t at = 0; at + run <= file().size(); at += run / 2) {
       SCOPED_TRACE(testing::Message() << run << " zeros at " << at);
       std::string damaged = file();
@@ -181,6 +181,26 @@ TEST(DamageReport, ADamagedIndexDoesNotHideTheRest) {
   ASSERT_EQ(report.findings.size(), 2u);
   EXPECT_EQ(report.findings[0].record, ".perdure/index");
   EXPECT_EQ(report.findings[1].record, "data/1");
+}
+
+TEST(DamageReport, ARecordOfManyTensorsNamesAFew) {
+  const auto storage = std::make_shared<TensorStorage>();
+  std::byte memory[1] = {};
+  storage->data = memory;
+  storage->size = 1;
+  Value::Items views;
+  for (int i = 0; i < 1000; ++i) {
+    Tensor view = Tensor::over(memory, DType::uint8, {1});
+    view.storage = storage;
+    views.emplace_back(view);
+  }
+  std::string file = file_of(Value::list(views));
+  file[data_offset(file, "data/0")] ^= 1;
+  const VerifyReport report = verify(source_of(file));
+  ASSERT_EQ(report.findings.size(), 1u);
+  EXPECT_EQ(report.findings[0].tensor.substr(0, 18), "state[0], state[1]");
+  EXPECT_EQ(report.findings[0].tensor.substr(report.findings[0].tensor.size() - 5), ", ...");
+  EXPECT_LT(report.findings[0].tensor.size(), 600u);
 }
 
 TEST(DamageReport, AGoodFileIsCounted) {

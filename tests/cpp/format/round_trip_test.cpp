@@ -133,7 +133,7 @@ TEST(RoundTrip, TheNamesOfTorch) {
 }
 
 TEST(RoundTrip, ContainersOfManyItems) {
-  for (const std::size_t size : {999, 1000, 1001, 2000, 2001}) {
+  for (const std::size_t size : {999u, 1000u, 1001u, 2000u, 2001u}) {
     Value::Items items;
     Dict dict;
     for (std::size_t i = 0; i < size; ++i)
