@@ -70,6 +70,13 @@ struct TensorStorage {
   std::int64_t record = -1;  // number of its record (data/N) in the file it came from; -1: none
 };
 
+// What the bytes of a tensor in a state_dict are to the object that gave it.
+enum class Liveness : std::uint8_t {
+  detached,  // nothing is known: maybe a copy, maybe changed at any moment
+  live,      // the object's own: a restore may write straight into them
+  stepped,   // the same, and between two steps of a registered optimizer they do not change
+};
+
 // A strided view into a storage. Shape, strides and storage_offset count elements, as in torch.
 struct Tensor {
   std::shared_ptr<TensorStorage> storage;
@@ -78,9 +85,10 @@ struct Tensor {
   std::vector<std::int64_t> strides;
   std::int64_t storage_offset = 0;
   bool requires_grad = false;
-  bool parameter = false;  // torch.nn.Parameter
-  bool conj = false;       // lazily conjugated (complex only)
-  bool neg = false;        // lazily negated
+  bool parameter = false;                  // torch.nn.Parameter
+  bool conj = false;                       // lazily conjugated (complex only)
+  bool neg = false;                        // lazily negated
+  Liveness liveness = Liveness::detached;  // of a state_dict's; stands in no file
 
   std::uint64_t numel() const;
   // First and one past the last byte of the storage that the elements touch; {0, 0} without

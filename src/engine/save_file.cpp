@@ -10,7 +10,11 @@ namespace perdure::engine {
 void write_file(storage::Storage& storage, const std::string& name, const format::Encoder& encoder,
                 storage::IfExists if_exists) {
   const auto replacement = storage.create(name, encoder.file_size(), if_exists);
-  encoder.write([&](ConstBytes bytes) { replacement->append(bytes); });
+  std::uint64_t end = 0;
+  encoder.write([&](ConstBytes bytes) {
+    replacement->append(bytes);
+    replacement->settle(end += bytes.size());
+  });
   replacement->commit();
 }
 

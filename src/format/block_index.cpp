@@ -107,6 +107,11 @@ StorageChecksums take_storage(ByteReader& in) {
 
 }  // namespace
 
+void StorageChecksums::add_block(std::uint32_t block_crc32, std::uint64_t bytes) {
+  crc32 = blocks.empty() ? block_crc32 : crc32_combine(crc32, block_crc32, bytes);
+  blocks.push_back(block_crc32);
+}
+
 std::uint64_t block_count(std::uint64_t size, std::uint64_t block_size) noexcept {
   return size / block_size + (size % block_size != 0 ? 1 : 0);
 }

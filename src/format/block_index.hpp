@@ -19,6 +19,9 @@ struct StorageChecksums {
   std::uint64_t size = 0;
   std::uint32_t crc32 = 0;            // of all of it; the same as in the zip directory
   std::vector<std::uint32_t> blocks;  // one for each block_size bytes, the last one shorter
+
+  // Takes in the next block, of `bytes` bytes.
+  void add_block(std::uint32_t block_crc32, std::uint64_t bytes);
 };
 
 // One line of the index. A path element is a str or an int; other keys stand there as their repr.

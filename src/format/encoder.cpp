@@ -2,6 +2,8 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 #include "format/archive_layout.hpp"
 #include "format/block_index.hpp"
 #include "format/checkpoint_json.hpp"
@@ -23,6 +25,7 @@ struct Encoder::Plan {
   StoragePlan storages;
   std::vector<Text> texts;
   std::vector<ZipRecord> records;  // storages, texts, index
+  std::vector<TensorRecord> tensors;
   std::uint64_t file_size = 0;
 
   Plan(const Value& state, const CheckpointInfo& info) : storages(state) {
@@ -32,13 +35,22 @@ struct Encoder::Plan {
              {"byteorder", "little"},
              {"version", "3\n"},
              {".perdure/checkpoint.json", write_checkpoint_json(info)}};
-    for (std::size_t i = 0; i < storages.records().size(); ++i)
-      append(fmt::format("data/{}", i), storages.records()[i].size);
+    for (const StorageRecord& storage : storages.records()) append_tensor(storage);
     for (const Text& text : texts) append(text.name, text.content.size());
     append(".perdure/index", index_size(storages));
     file_size = records.back().end() + central_directory(records).size();
   }
 
+  void append_tensor(const StorageRecord& storage) {
+    append(fmt::format("data/{}", tensors.size()), storage.size);
+    const ZipRecord& record = records.back();
+    const std::byte* data = storage.size == 0 ? nullptr : storage.storage->data + storage.begin;
+    tensors.push_back({.bytes = {data, storage.size},
+                       .header_offset = record.header_offset,
+                       .data_offset = record.data_offset,
+                       .end = record.end(),
+                       .liveness = storage.liveness});
+  }
   void append(std::string_view name, std::uint64_t size) {
     append_record(records, fmt::format("{}/{}", kArchiveName, name), size);
   }
@@ -48,27 +60,23 @@ namespace {
 
 using Sink = std::function<void(ConstBytes)>;
 
-StorageChecksums write_storage(const Sink& sink, const StorageRecord& storage,
-                               const ZipRecord& record) {
-  StorageChecksums sums{
-      .data_offset = record.data_offset, .size = record.size, .crc32 = 0, .blocks = {}};
-  sink(as_bytes(local_header(record)));
-  for (std::uint64_t at = 0; at < storage.size; at += kBlockSize) {
-    const std::uint64_t size = std::min(kBlockSize, storage.size - at);
-    const ConstBytes block(storage.storage->data + storage.begin + at, size);
-    const std::uint32_t crc = crc32(block);
-    sums.blocks.push_back(crc);
-    sums.crc32 = crc32_combine(sums.crc32, crc, size);
+// Emits the bytes of a record block by block and sums them up.
+StorageChecksums write_bytes(const Sink& sink, const TensorRecord& tensor) {
+  const std::uint64_t size = tensor.bytes.size();
+  StorageChecksums sums{.data_offset = tensor.data_offset, .size = size, .crc32 = 0, .blocks = {}};
+  for (std::uint64_t at = 0; at < size; at += kBlockSize) {
+    const ConstBytes block = tensor.bytes.subspan(at, std::min(kBlockSize, size - at));
+    sums.add_block(crc32(block), block.size());
     sink(block);
   }
   return sums;
 }
 
-void write_text(const Sink& sink, std::string_view content, ZipRecord& record) {
+void append_text(std::string& out, std::string_view content, ZipRecord& record) {
   record.crc32 = crc32(as_bytes(content));
-  sink(as_bytes(local_header(record)));
-  sink(as_bytes(content));
-  sink(as_bytes(data_descriptor(record)));
+  out += local_header(record);
+  out += content;
+  out += data_descriptor(record);
 }
 
 }  // namespace
@@ -79,20 +87,40 @@ Encoder::Encoder(Encoder&&) noexcept = default;
 Encoder::~Encoder() = default;
 
 std::uint64_t Encoder::file_size() const { return plan_->file_size; }
+std::span<const TensorRecord> Encoder::tensors() const { return plan_->tensors; }
+std::uint64_t Encoder::tail_offset() const {
+  return plan_->tensors.empty() ? 0 : plan_->tensors.back().end;
+}
+
+std::string Encoder::header(std::size_t tensor) const {
+  return local_header(plan_->records[tensor]);
+}
+
+std::string Encoder::descriptor(std::size_t tensor, std::uint32_t crc32) const {
+  ZipRecord record = plan_->records[tensor];
+  record.crc32 = crc32;
+  return data_descriptor(record);
+}
+
+std::string Encoder::tail(const std::vector<StorageChecksums>& sums) const {
+  std::vector<ZipRecord> records = plan_->records;
+  std::size_t next = 0;
+  for (const StorageChecksums& sum : sums) records[next++].crc32 = sum.crc32;
+  std::string out;
+  out.reserve(file_size() - tail_offset());
+  for (const Plan::Text& text : plan_->texts) append_text(out, text.content, records[next++]);
+  append_text(out, write_index(sums, plan_->storages), records[next]);
+  return out + central_directory(records);
+}
 
 void Encoder::write(const std::function<void(ConstBytes)>& sink) const {
-  std::vector<ZipRecord> records = plan_->records;
   std::vector<StorageChecksums> sums;
-  std::size_t next = 0;
-  for (const StorageRecord& storage : plan_->storages.records()) {
-    ZipRecord& record = records[next++];
-    sums.push_back(write_storage(sink, storage, record));
-    record.crc32 = sums.back().crc32;
-    sink(as_bytes(data_descriptor(record)));
+  for (std::size_t i = 0; i < tensors().size(); ++i) {
+    sink(as_bytes(header(i)));
+    sums.push_back(write_bytes(sink, tensors()[i]));
+    sink(as_bytes(descriptor(i, sums.back().crc32)));
   }
-  for (const Plan::Text& text : plan_->texts) write_text(sink, text.content, records[next++]);
-  write_text(sink, write_index(sums, plan_->storages), records[next]);
-  sink(as_bytes(central_directory(records)));
+  sink(as_bytes(tail(sums)));
 }
 
 }  // namespace perdure::format

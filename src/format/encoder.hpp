@@ -1,23 +1,48 @@
 // A state as the bytes of a PyTorch file: everything but tensor data and checksums is settled by
 // the constructor.
+//
+//   [header | bytes of a tensor record | descriptor] ...   in the order of tensors(), from offset 0
+//   [the tail: data.pkl, the small records, .perdure/index, the zip directory]
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <perdure/file.hpp>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "format/block_index.hpp"
 
 namespace perdure::format {
+
+// One record data/N and the memory that it is written from.
+struct TensorRecord {
+  ConstBytes bytes;
+  std::uint64_t header_offset = 0;         // in the file: of the header
+  std::uint64_t data_offset = 0;           // of the bytes
+  std::uint64_t end = 0;                   // of the descriptor, which follows the bytes
+  Liveness liveness = Liveness::detached;  // the least that a tensor in it claims
+};
 
 class Encoder {
  public:
   // Plans the file: flattens `state`, lays out the records, pickles. The storages must stay alive
-  // and unchanged until write() is done. Error(invalid) names the place of a value that torch.load
-  // could not take.
+  // and unchanged until their bytes are taken. Error(invalid) names the place of a value that
+  // torch.load could not take.
   Encoder(const Value& state, const CheckpointInfo& info);
   Encoder(Encoder&&) noexcept;
   ~Encoder();
 
-  std::uint64_t file_size() const;  // bytes that write() will emit, exactly
+  std::uint64_t file_size() const;  // bytes, exactly
+  std::span<const TensorRecord> tensors() const;
+  std::uint64_t tail_offset() const;             // where the last tensor record ends
+  std::string header(std::size_t tensor) const;  // all from header_offset to data_offset
+  std::string descriptor(std::size_t tensor, std::uint32_t crc32) const;
+  // All from tail_offset to the end. `sums`: of every tensor record.
+  std::string tail(const std::vector<StorageChecksums>& sums) const;
+
   // Emits the file front to back in pieces of a few MiB, checksumming on the way. May be called
   // more than once.
   void write(const std::function<void(ConstBytes)>& sink) const;

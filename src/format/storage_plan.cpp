@@ -178,6 +178,7 @@ StorageRecord& StoragePlan::record_for(const Tensor& tensor) {
   if (fresh) records_.push_back({.storage = tensor.storage.get(), .dtype = tensor.dtype});
   StorageRecord& record = records_[it->second];
   record.mixed = record.mixed || record.dtype != tensor.dtype;
+  record.liveness = std::min(record.liveness, tensor.liveness);
   return record;
 }
 

@@ -15,7 +15,8 @@ struct StorageRecord {
   std::uint64_t begin = 0;  // bytes of the storage that are left out in front
   std::uint64_t size = 0;   // bytes that are written
   DType dtype = DType::uint8;
-  bool mixed = false;  // tensors of several dtypes look into it
+  bool mixed = false;                     // tensors of several dtypes look into it
+  Liveness liveness = Liveness::stepped;  // the least that a tensor in it claims
 };
 
 struct PlannedTensor {
