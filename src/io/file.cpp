@@ -58,19 +58,6 @@ void File::read(std::uint64_t offset, MutableBytes into) const {
   }
 }
 
-void File::write(std::uint64_t offset, ConstBytes bytes, std::uint64_t needed) const {
-  while (!bytes.empty()) {
-    const auto count = retry_interrupted([&] { return system_->pwrite(fd(), bytes, offset); });
-    // Linux never writes 0 of more than 0 bytes to a regular file; a broken file system must not
-    // hang us.
-    if (count <= 0)
-      throw_write_error(*system_, fd(), count < 0 ? static_cast<int>(-count) : EIO,
-                        fmt::format("write at offset {} of", offset), path_, needed);
-    bytes = bytes.subspan(static_cast<std::size_t>(count));
-    offset += static_cast<std::uint64_t>(count);
-  }
-}
-
 void File::reserve(std::uint64_t size) const {
   // Past this limit the kernel sends SIGXFSZ, which ends the program unless it ignores it: so never
   // get there.
@@ -86,6 +73,12 @@ void File::reserve(std::uint64_t size) const {
   const int result = retry_interrupted([&] { return system_->fallocate(fd(), size); });
   if (result < 0 && !means_unsupported(-result))
     throw_write_error(*system_, fd(), -result, "reserve the space of", path_, size);
+}
+
+void File::truncate(std::uint64_t size) const {
+  if (const int result = retry_interrupted([&] { return system_->ftruncate(fd(), size); });
+      result < 0)
+    throw_write_error(*system_, fd(), -result, "cut to its size", path_, size);
 }
 
 void File::sync(std::uint64_t needed) const {

@@ -22,11 +22,12 @@ class File {
   struct stat status() const;
   // Fills `into`. Error(io) where the file ends before that.
   void read(std::uint64_t offset, MutableBytes into) const;
-  // Writes all of `bytes`. `needed`, the size that the file is to have, is for Error(full)'s text.
-  void write(std::uint64_t offset, ConstBytes bytes, std::uint64_t needed) const;
   // Makes room for `size` bytes where the file system can; Error(full) where there is none.
   void reserve(std::uint64_t size) const;
+  // Cuts the file to `size` bytes.
+  void truncate(std::uint64_t size) const;
   // After an error the pages are marked clean and a second call would lie: give the file up.
+  // `needed`, the size that the file is to have, is for Error(full)'s text.
   void sync(std::uint64_t needed) const;
   void close();  // reports what only close can know (NFS)
 

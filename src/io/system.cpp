@@ -39,6 +39,15 @@ class RealSystem final : public System {
     return or_errno(::ftruncate(fd, static_cast<off_t>(size)));
   }
   int fsync(int fd) override { return or_errno(::fsync(fd)); }
+  int set_direct(int fd, bool direct) override {
+    const int flags = ::fcntl(fd, F_GETFL);
+    if (flags < 0) return -errno;
+    return or_errno(::fcntl(fd, F_SETFL, direct ? flags | O_DIRECT : flags & ~O_DIRECT));
+  }
+  std::unique_ptr<Ring> open_ring(unsigned depth) override {
+    auto ring = open_uring(*this, depth);
+    return ring ? std::move(ring) : System::open_ring(depth);
+  }
   int fstat(int fd, struct stat& status) override { return or_errno(::fstat(fd, &status)); }
   int fchmod(int fd, mode_t mode) override { return or_errno(::fchmod(fd, mode)); }
   int lock(int fd, int command, struct flock& lock) override {
@@ -111,6 +120,10 @@ std::uint64_t RealSystem::random() {
 }
 
 }  // namespace
+
+std::unique_ptr<Ring> System::open_ring(unsigned) {
+  return std::make_unique<SynchronousRing>(*this);
+}
 
 System& real_system() {
   static RealSystem system;

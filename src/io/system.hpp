@@ -13,9 +13,12 @@
 
 #include <cerrno>
 #include <cstdint>
+#include <memory>
 #include <perdure/error.hpp>
 #include <string>
 #include <vector>
+
+#include "io/ring.hpp"
 
 namespace perdure::io {
 
@@ -33,6 +36,11 @@ class System {
   virtual int fallocate(int fd, std::uint64_t size) = 0;  // blocks and file size, from offset 0
   virtual int ftruncate(int fd, std::uint64_t size) = 0;
   virtual int fsync(int fd) = 0;
+  // Past the page cache (O_DIRECT) or through it, from now on: for every descriptor of that
+  // opening.
+  virtual int set_direct(int fd, bool direct) = 0;
+  // For transfers in the background, `depth` at a time. Never null.
+  virtual std::unique_ptr<Ring> open_ring(unsigned depth);
   virtual int fstat(int fd, struct stat& status) = 0;
   virtual int fchmod(int fd, mode_t mode) = 0;
   virtual int lock(int fd, int command, struct flock& lock) = 0;  // F_SETLK, F_GETLK, F_OFD_SETLK

@@ -7,7 +7,8 @@
 //  3. lock it (OFD), to show that it lives          old; debris. The lock ends with its writer
 //  4. fallocate all of its size: a full disk is     old; debris, maybe full of zeros
 //     known before anything is written
-//  5. write it, front to back                       old; debris with any part of the bytes
+//  5. write it, many pieces at a time, the last one old; debris with any part of the bytes
+//     padded to a whole page; cut it to its size
 //  6. fsync it. After an error pages may be lost    old; debris, whole
 //     and yet marked clean: the file is given up
 //     and never synced again
@@ -31,6 +32,7 @@
 #include <fmt/format.h>
 
 #include "io/errors.hpp"
+#include "io/file_writer.hpp"
 #include "storage/temporary_file.hpp"
 
 namespace perdure::storage {
@@ -75,17 +77,14 @@ class LocalReplacement final : public Replacement {
         old_(replaceable(*directory_, name_)),
         temporary_(directory_, name_, initial_mode()) {
     keep_permissions();
-    temporary_.file().reserve(size_);
+    writer_.emplace(temporary_.file(), size_);
   }
 
-  void append(ConstBytes bytes) override {
-    if (bytes.size() > size_ - written_) throw_size(written_ + bytes.size());
-    temporary_.file().write(written_, bytes, size_);
-    written_ += bytes.size();
-  }
+  void append(ConstBytes bytes) override { writer_->append(bytes); }
+  void settle(std::uint64_t end) override { writer_->settle(end); }
 
   void commit() override {
-    if (written_ != size_) throw_size(written_);
+    writer_->finish();
     temporary_.file().sync(size_);
     temporary_.file().close();
     publish();
@@ -116,18 +115,13 @@ class LocalReplacement final : public Replacement {
                   EEXIST);
     }
   }
-  [[noreturn]] void throw_size(std::uint64_t size) const {
-    throw Error(ErrorCode::invalid, fmt::format("'{}' was to have {} bytes, but {} were written",
-                                                directory_->path_of(name_), size_, size));
-  }
-
   std::shared_ptr<const io::Directory> directory_;
   std::string name_;
   std::uint64_t size_;
   IfExists if_exists_;
   std::optional<struct stat> old_;
   TemporaryFile temporary_;
-  std::uint64_t written_ = 0;
+  std::optional<io::FileWriter> writer_;
 };
 
 }  // namespace

@@ -43,6 +43,7 @@ class MemoryReplacement final : public Replacement {
     if (bytes.size() > size_ - content_.size()) throw_size(content_.size() + bytes.size());
     content_.insert(content_.end(), bytes.begin(), bytes.end());
   }
+  void settle(std::uint64_t) override {}
   void commit() override {
     if (content_.size() != size_) throw_size(content_.size());
     auto content = std::make_shared<const std::vector<std::byte>>(std::move(content_));

@@ -18,7 +18,12 @@ namespace perdure::storage {
 class Replacement {
  public:
   virtual ~Replacement() = default;
+  // The next bytes. They may be written behind the caller's back, so they must stay as they are
+  // until settle() has returned for their end, or commit(), or the destructor. Memory and length in
+  // whole pages (all but the last) go to a disk without a copy.
   virtual void append(ConstBytes bytes) = 0;
+  // Waits until the first `end` bytes need no memory of the caller's.
+  virtual void settle(std::uint64_t end) = 0;
   // Makes the content durable, then gives it its name, durably. When it returns, a crash cannot
   // undo it; when it throws, the old content of the name (or its absence) is still what readers
   // see, or the new content whole where only the last directory sync failed. Called once.

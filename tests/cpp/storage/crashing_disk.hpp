@@ -52,6 +52,7 @@ class CrashingDisk final : public io::System {
   int fallocate(int fd, std::uint64_t size) override;
   int ftruncate(int fd, std::uint64_t size) override;
   int fsync(int fd) override;
+  int set_direct(int, bool) override { return -EINVAL; }
   int fstat(int fd, struct stat& status) override;
   int fchmod(int fd, mode_t mode) override;
   int lock(int fd, int command, struct flock& lock) override;

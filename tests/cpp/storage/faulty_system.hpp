@@ -17,6 +17,7 @@ enum class Call {
   fallocate,
   ftruncate,
   fsync,
+  set_direct,
   fstat,
   fchmod,
   lock,
@@ -28,10 +29,10 @@ enum class Call {
   list,
 };
 inline constexpr Call kAllCalls[] = {
-    Call::openat,     Call::close,     Call::duplicate, Call::pread,    Call::pwrite,
-    Call::fallocate,  Call::ftruncate, Call::fsync,     Call::fstat,    Call::fchmod,
-    Call::lock,       Call::fstatat,   Call::renameat2, Call::unlinkat, Call::mkdirat,
-    Call::readlinkat, Call::list};
+    Call::openat,    Call::close,      Call::duplicate, Call::pread,      Call::pwrite,
+    Call::fallocate, Call::ftruncate,  Call::fsync,     Call::set_direct, Call::fstat,
+    Call::fchmod,    Call::lock,       Call::fstatat,   Call::renameat2,  Call::unlinkat,
+    Call::mkdirat,   Call::readlinkat, Call::list};
 
 class FaultySystem final : public io::System {
  public:
@@ -85,6 +86,10 @@ class FaultySystem final : public io::System {
   int fsync(int fd) override {
     if (const int e = fault(Call::fsync)) return e;
     return real().fsync(fd);
+  }
+  int set_direct(int fd, bool direct) override {
+    if (const int e = fault(Call::set_direct, false)) return e;
+    return real().set_direct(fd, direct);
   }
   int fstat(int fd, struct stat& status) override {
     if (const int e = fault(Call::fstat, false)) return e;
