@@ -32,7 +32,9 @@ test: setup-tests format-check build unit-tests wheel python-tests sanitizer-tes
 	$(call banner,all tests passed)
 
 bench: setup wheel  ## Prints the benchmark tables (BENCH_FLAGS="--help" says what can be set)
-	.venv/bin/python bench/save_load.py $(BENCH_FLAGS)
+	$(call banner,benchmarks)
+	.venv/bin/python -m pip install -q -r bench/requirements.txt -c <(.venv/bin/python -m pip freeze | grep '^torch==')
+	.venv/bin/python bench/run.py $(BENCH_FLAGS)
 
 soak: setup-tests build wheel fuzzers  ## Kills and fuzzes for SOAK_MINUTES; PERDURE_SEED repeats a run
 	scripts/soak "$(SOAK_MINUTES)"

@@ -38,16 +38,36 @@ struct Best {
 enum class OnError {
   warn,   // the training goes on, `warning` is told; the third failure in a row is thrown all the
           // same
-  raise,  // the next call of save throws it (today: the same call)
+  raise,  // the next call of save, wait or close throws it
 };
 // What a save does while another one is in flight.
 enum class WhenBusy { wait, skip };
+
+// When the tensors' bytes are copied. What is copied later than by save() must not change before:
+// the optimizer's step waits for it (CheckpointManager::fence).
+enum class Capture {
+  eager,       // all of them by save(): always right, whatever the loop does next
+  overlapped,  // parameters and per-parameter state of registered optimizers behind the next
+               // forward and backward pass; all else by save()
+  checked,     // all of them by save(), and compared again at the fence: does this loop qualify for
+               // overlapped?
+};
+
+// Gives memory for staging, aligned to a page, that lives as long as the pointer.
+using AllocateStaging = std::function<std::shared_ptr<std::byte>(std::uint64_t bytes)>;
 
 struct ManagerOptions {
   std::size_t keep_last = 3;  // at least 1
   std::vector<Best> keep_best = {};
   OnError on_error = OnError::warn;
   WhenBusy when_busy = WhenBusy::wait;
+  Capture capture = Capture::eager;
+  // The most memory for copies of tensors on their way to the disk, at least 16 MiB. A state that
+  // fits is captured at the speed of memory; a larger one at that of the disk, streaming through
+  // (and eagerly, whatever `capture` says). 0: as much as the state takes, up to half of the memory
+  // that is to be had (free, and within the limits of the control groups) when it is first needed.
+  std::uint64_t staging_bytes = 0;
+  AllocateStaging allocate_staging = {};  // default: pages of the system's, huge where it has them
   // Where warnings go (a failed save, a damaged checkpoint set aside). Default: standard error.
   std::function<void(const std::string&)> warning = {};
 };
@@ -60,10 +80,14 @@ struct Checkpoint {
   std::uint64_t generation() const noexcept { return info.generation; }
 };
 
+// What a save took. The points in time are seconds since save() was called; 0: not yet reached.
 struct SaveStats {
-  std::uint64_t bytes = 0;                  // of the file
-  std::chrono::duration<double> stalled{};  // how long save() held the caller
-  std::chrono::duration<double> durable{};  // from the call of save() until it was durable
+  std::uint64_t bytes = 0;                       // of the file
+  std::chrono::duration<double> stalled{};       // how long save() held the caller
+  std::chrono::duration<double> fence_waited{};  // how long fence() did
+  std::chrono::duration<double> copied{};        // when the state was free to change
+  std::chrono::duration<double> written{};       // when the storage had all of it
+  std::chrono::duration<double> durable{};       // when it was acknowledged
 };
 
 // One save. Copies refer to the same save. Safe to use from any thread.
@@ -76,6 +100,7 @@ class SaveHandle {
   std::exception_ptr error() const;              // null while not done and when it went well
   std::optional<Checkpoint> checkpoint() const;  // what was saved, once it is durable
   SaveStats stats() const;
+  double progress() const;  // what part of the file was handed to the storage: 0 to 1
 
   struct State;
   explicit SaveHandle(std::shared_ptr<State> state);
@@ -106,10 +131,17 @@ class CheckpointManager {
   // Errors: corrupt (all there are, are damaged), invalid (does not fit: everything is listed),
   // not_found, io, unsupported.
   std::optional<Checkpoint> restore(TrainingState& state, const RestoreOptions& options = {});
-  // Saves `state` as the next generation of its step. Prunes afterwards what need not be kept.
-  // Throws at once, whatever on_error says, what no later save could mend: a value that cannot be
-  // saved, a broken state, one with a module and no optimizer, a negative step, a closed manager.
+  // Saves `state` as the next generation of its step: returns when it is captured, and the rest
+  // goes on in a thread of the manager's, pruning included. Throws at once, whatever on_error says,
+  // what no later save could mend: a value that cannot be saved, a broken state, one with a module
+  // and no optimizer, a negative step, a closed manager.
   SaveHandle save(const TrainingState& state, const Metrics& metrics = {});
+  // Makes the first save as fast as the later ones: allocates the memory for staging, and touches
+  // it in a thread of its own.
+  void prepare(const TrainingState& state);
+  // To be called before every step of an optimizer whose state is captured overlapped (or checked):
+  // returns when what the step changes has been copied. Cheap where nothing is left to copy.
+  void fence();
 
   // The same for a tree of one's own: `info` gives step, metrics, reason and optimizers; the rest
   // is filled in.
@@ -120,7 +152,8 @@ class CheckpointManager {
   using Take = std::function<void(const CheckpointFile&)>;
   std::optional<Checkpoint> restore(const RestoreOptions& options, const Take& take);
 
-  // Newest first, by generation. Damaged ones that were found so far are not among them.
+  // What is durable, newest first, by generation. Damaged ones that were found so far are not among
+  // them.
   std::vector<Checkpoint> checkpoints() const;
   std::optional<Checkpoint> latest() const;
   std::optional<std::int64_t> latest_step() const;  // step of the newest generation

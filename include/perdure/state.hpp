@@ -61,6 +61,14 @@ class TrainingState {
     std::function<Value(const Value&, const CheckpointInfo::Optimizer&,
                         const std::vector<ParameterName>&, Problems&)>
         align;
+    // For overlapped capture, of tensors that the last state_dict() gave as Liveness::stepped, or
+    // that share their version counter: the counters, in an order of the entry's own; and the name
+    // of the one at a place in that order (default: the order is that of those tensors in the
+    // tree).
+    std::function<std::vector<std::uint64_t>()> versions = {};
+    std::function<std::string(std::size_t)> version_name = {};
+    // Of an optimizer: the storages (their first bytes) of the parameters that its step changes.
+    std::function<std::vector<const void*>()> stepped = {};
   };
   // One kind of random number generator: "torch", "python", "numpy", "cuda".
   struct RngKind {

@@ -25,6 +25,11 @@ ManagerOptions checked(ManagerOptions options) {
       throw Error(ErrorCode::invalid,
                   fmt::format("keep_best of '{}' has count 0; leave it out instead", best.metric));
   }
+  if (options.staging_bytes != 0 && options.staging_bytes < engine::Arena::kMinBytes)
+    throw Error(ErrorCode::invalid,
+                fmt::format("staging_bytes is {}; at least {} are needed, or 0 for as many as the "
+                            "state takes",
+                            options.staging_bytes, engine::Arena::kMinBytes));
   if (!options.warning) options.warning = print_warning;
   return options;
 }
@@ -33,10 +38,11 @@ ManagerOptions checked(ManagerOptions options) {
 
 CheckpointManager::Parts::Parts(std::shared_ptr<storage::Storage> where, ManagerOptions with)
     : storage(std::move(where)),
-      run(storage),
       options(checked(std::move(with))),
       directory(storage->describe("")),
-      owner(io::real_system().process_id()) {
+      owner(io::real_system().process_id()),
+      arena(options.staging_bytes, options.allocate_staging),
+      run(storage) {
   storage->lock();
   try {
     for (const std::string& name : storage->collect_debris())
@@ -48,8 +54,17 @@ CheckpointManager::Parts::Parts(std::shared_ptr<storage::Storage> where, Manager
   }
 }
 
-// In a forked child this only closes descriptors: the lock is the parent's, and stays so.
-CheckpointManager::Parts::~Parts() { storage->unlock(); }
+CheckpointManager::Parts::~Parts() {
+  writer.wait_idle();
+  if (options.on_error == OnError::raise) {  // with warn, all of them were told when they happened
+    try {
+      throw_unseen();
+    } catch (const std::exception& error) {
+      options.warning(error.what());
+    }
+  }
+  storage->unlock();
+}
 
 void CheckpointManager::Parts::require_usable() const {
   if (io::real_system().process_id() != owner)
@@ -63,9 +78,16 @@ void CheckpointManager::Parts::require_usable() const {
                 fmt::format("the CheckpointManager of '{}' is closed", directory.string()));
 }
 
+void CheckpointManager::Parts::wait_idle() { writer.wait_idle(); }
+
 void CheckpointManager::Parts::throw_unseen() {
+  std::vector<std::shared_ptr<SaveHandle::State>> unseen;
+  {
+    const std::lock_guard guard(mutex);
+    unseen = std::exchange(failed, {});
+  }
   std::exception_ptr first;
-  for (const auto& state : std::exchange(failed, {}))
+  for (const auto& state : unseen)
     if (const std::exception_ptr error = state->take_unseen(); error && !first) first = error;
   if (first) std::rethrow_exception(first);
 }
@@ -78,23 +100,30 @@ CheckpointManager::CheckpointManager(std::shared_ptr<storage::Storage> storage,
                                      ManagerOptions options)
     : parts_(std::make_unique<Parts>(std::move(storage), std::move(options))) {}
 
-// Every failed save was told when it failed (see save): there is nothing left to say here, and
-// nothing in flight.
-CheckpointManager::~CheckpointManager() = default;
+// A forked child has the lock's descriptors, which are closed, and of the parent's threads nothing
+// but traces: destroying what they wait for would wait for them.
+CheckpointManager::~CheckpointManager() {
+  if (io::real_system().process_id() == parts_->owner) return;
+  parts_->storage->unlock();
+  static_cast<void>(parts_.release());
+}
 
 std::vector<Checkpoint> CheckpointManager::checkpoints() const {
   parts_->require_usable();
+  const std::lock_guard guard(parts_->mutex);
   return parts_->run.checkpoints();
 }
 
 std::optional<Checkpoint> CheckpointManager::latest() const {
   parts_->require_usable();
+  const std::lock_guard guard(parts_->mutex);
   return parts_->run.newest();
 }
 
 // The steps stand in the names, so that these two need to open no file.
 std::optional<std::int64_t> CheckpointManager::latest_step() const {
   parts_->require_usable();
+  const std::lock_guard guard(parts_->mutex);
   const auto found = parts_->run.find();
   if (found.empty()) return std::nullopt;
   return found.front().number.step;
@@ -102,6 +131,7 @@ std::optional<std::int64_t> CheckpointManager::latest_step() const {
 
 std::vector<std::int64_t> CheckpointManager::all_steps() const {
   parts_->require_usable();
+  const std::lock_guard guard(parts_->mutex);
   std::set<std::int64_t> steps;
   for (const auto& found : parts_->run.find()) steps.insert(found.number.step);
   return {steps.begin(), steps.end()};
@@ -112,7 +142,7 @@ std::optional<std::int64_t> CheckpointManager::best_step(const std::string& metr
   Mode mode = Mode::min;
   for (const Best& best : parts_->options.keep_best)
     if (best.metric == metric) mode = best.mode;
-  const auto checkpoints = parts_->run.checkpoints();
+  const auto checkpoints = this->checkpoints();
   const auto order = engine::ranked(checkpoints, metric, mode);
   if (order.empty()) return std::nullopt;
   return order.front()->step();
@@ -122,6 +152,7 @@ const std::filesystem::path& CheckpointManager::directory() const { return parts
 
 void CheckpointManager::wait() {
   parts_->require_usable();
+  parts_->wait_idle();
   parts_->throw_unseen();
 }
 
@@ -129,6 +160,7 @@ void CheckpointManager::wait() {
 void CheckpointManager::close() {
   if (parts_->closed) return;
   parts_->require_usable();
+  parts_->wait_idle();
   parts_->closed = true;
   parts_->storage->unlock();
   parts_->throw_unseen();

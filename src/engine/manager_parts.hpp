@@ -7,6 +7,8 @@
 #include "engine/retention.hpp"
 #include "engine/run_directory.hpp"
 #include "engine/save_handle.hpp"
+#include "engine/save_job.hpp"
+#include "engine/worker.hpp"
 #include "io/system.hpp"
 #include "storage/storage.hpp"
 
@@ -17,14 +19,20 @@ struct CheckpointManager::Parts {
   ~Parts();
 
   void require_usable() const;  // Error(invalid) when closed or in a forked child
+  void wait_idle();             // until no save is in flight
   void throw_unseen();          // the oldest error that nobody has seen; all count as seen then
 
   // manager_save.cpp
-  // `begin`: when the caller was first held up.
-  SaveHandle save(const Value& state, CheckpointInfo info,
-                  std::chrono::steady_clock::time_point begin);
-  void report(const std::shared_ptr<SaveHandle::State>& state, const std::string& what);
+  // Before anything of a save is done: waits for the one in flight, or says that this one is to be
+  // skipped; throws what an earlier one left to throw.
+  bool make_way();
+  SaveHandle save(Value state, CheckpointInfo info, engine::StepWatch watch,
+                  engine::SaveJob::Clock::time_point begin);
+  void write(const std::shared_ptr<engine::SaveJob>& job);  // in the writing thread
+  void failed_to_save(const std::shared_ptr<SaveHandle::State>& state,
+                      const std::exception_ptr& error, const std::string& what);
   void prune();
+  void fence();
 
   // manager_restore.cpp
   std::optional<Checkpoint> restore_newest(const Take& take);
@@ -33,15 +41,22 @@ struct CheckpointManager::Parts {
   Checkpoint restored(Checkpoint checkpoint);
 
   std::shared_ptr<storage::Storage> storage;
-  engine::RunDirectory run;
   ManagerOptions options;
   std::filesystem::path directory;
   pid_t owner;  // the process that opened it
   bool closed = false;
+  engine::Arena arena;
+  std::shared_ptr<engine::SaveJob> job;  // the last one: of the thread that trains
+
+  // What both threads use. Nothing is called back while it is held.
+  mutable std::mutex mutex;
+  engine::RunDirectory run;
   std::uint64_t parent = 0;  // what the next save goes on from: restored, or saved by this manager
   std::uint64_t restored_from = 0;  // never pruned while this manager lives
   int failures_in_row = 0;
   std::vector<std::shared_ptr<SaveHandle::State>> failed;  // those whose error may be unseen
+
+  engine::Worker writer;  // last: its job uses all of the above
 };
 
 }  // namespace perdure

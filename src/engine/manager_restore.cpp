@@ -33,6 +33,7 @@ std::optional<Checkpoint> CheckpointManager::restore(TrainingState& state,
 std::optional<Checkpoint> CheckpointManager::restore(const RestoreOptions& options,
                                                      const Take& take) {
   parts_->require_usable();
+  parts_->wait_idle();
   if (options.step && !options.path.empty())
     throw Error(ErrorCode::invalid, "restore takes a step or a path, not both");
   if (!options.path.empty()) return parts_->restore_path(options.path, take);

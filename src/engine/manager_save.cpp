@@ -1,10 +1,15 @@
-// CheckpointManager::save: capture, write and commit in the calling thread, then prune.
+// CheckpointManager::save: the calling thread captures, a thread of the manager's writes, commits
+// and prunes.
 //
 // Two kinds of failure are kept apart. What the caller got wrong (a value that cannot be saved, a
 // state that is broken or has no optimizer, a negative step, a closed manager, a forked child) is
 // thrown at once, whatever on_error says, and counts for nothing: to go on training with it would
-// never produce a checkpoint. What went wrong with writing is on the handle and follows on_error.
+// never produce a checkpoint. What went wrong with writing is on the handle and
+// follows on_error: the next call throws it, or it was told and wait() and close() throw it.
 #include <fmt/format.h>
+
+#include <algorithm>
+#include <thread>
 
 #include "engine/manager_parts.hpp"
 #include "engine/save_file.hpp"
@@ -14,6 +19,9 @@ namespace {
 
 // After so many failed saves in a row, a run has too much to lose to go on in silence.
 constexpr int kFailuresUntilRaised = 3;
+
+// Copying is bound by the memory, not by the cores, and the writer needs one of them.
+unsigned copy_threads() { return std::clamp(std::thread::hardware_concurrency() / 2, 1U, 4U); }
 
 std::string text_of(const std::exception_ptr& error) {
   try {
@@ -25,65 +33,123 @@ std::string text_of(const std::exception_ptr& error) {
   }
 }
 
-}  // namespace
+SaveHandle skipped() {
+  const auto state = std::make_shared<SaveHandle::State>();
+  state->skip();
+  return SaveHandle(state);
+}
 
-SaveHandle CheckpointManager::save(const TrainingState& state, const Metrics& metrics) {
-  const auto begin = std::chrono::steady_clock::now();
-  parts_->require_usable();
+CheckpointInfo info_of(const TrainingState& state, const Metrics& metrics) {
   CheckpointInfo info;
   info.step = state.step;
   info.metrics = metrics;
   info.optimizers = state.optimizers();
-  return parts_->save(Value(state.state_dict()), std::move(info), begin);
+  return info;
+}
+
+}  // namespace
+
+SaveHandle CheckpointManager::save(const TrainingState& state, const Metrics& metrics) {
+  const auto begin = engine::SaveJob::Clock::now();
+  parts_->require_usable();
+  if (!parts_->make_way()) return skipped();
+  Value tree(state.state_dict());
+  engine::StepWatch watch;
+  if (parts_->options.capture == Capture::overlapped) watch = engine::StepWatch(state, tree);
+  return parts_->save(std::move(tree), info_of(state, metrics), std::move(watch), begin);
 }
 
 SaveHandle CheckpointManager::save(const Value& state, CheckpointInfo info) {
+  const auto begin = engine::SaveJob::Clock::now();
   parts_->require_usable();
-  return parts_->save(state, std::move(info), std::chrono::steady_clock::now());
+  if (!parts_->make_way()) return skipped();
+  return parts_->save(state, std::move(info), {}, begin);
 }
 
-SaveHandle CheckpointManager::Parts::save(const Value& state, CheckpointInfo info,
-                                          std::chrono::steady_clock::time_point begin) {
+void CheckpointManager::prepare(const TrainingState& state) {
+  parts_->require_usable();
+  parts_->wait_idle();
+  const format::Encoder encoder(Value(state.state_dict()), info_of(state, {}));
+  parts_->arena.reserve(encoder.file_size());
+  parts_->arena.populate_in_background();
+}
+
+void CheckpointManager::fence() {
+  parts_->require_usable();
+  parts_->fence();
+}
+
+bool CheckpointManager::Parts::make_way() {
+  if (!writer.idle()) {
+    if (options.when_busy == WhenBusy::skip) return false;
+    wait_idle();
+  }
+  job.reset();
+  if (failed.empty()) return true;
+  if (options.on_error == OnError::raise || failures_in_row >= kFailuresUntilRaised)
+    if (const std::exception_ptr error = failed.back()->take_unseen())
+      std::rethrow_exception(error);
+  return true;
+}
+
+SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engine::StepWatch watch,
+                                          engine::SaveJob::Clock::time_point begin) {
   if (info.step < 0)
     throw Error(ErrorCode::invalid,
                 fmt::format("the step is {}; steps are not negative", info.step));
   info.generation = run.next_generation();
   info.parent = parent;
   engine::sign(info);
-  const format::Encoder encoder(state, info);
-  const std::string name = engine::format({info.step, info.generation});
-  const auto result = std::make_shared<SaveHandle::State>();
-  const auto statistics = [&] {
-    const std::chrono::duration<double> elapsed = std::chrono::steady_clock::now() - begin;
-    return SaveStats{encoder.file_size(), elapsed, elapsed};
-  };
+  format::Encoder encoder(state, info);
+  arena.reserve(encoder.file_size());
   run.use_generation(info.generation);  // a failed commit may leave a file with it
-  try {
-    engine::write_file(*storage, name, encoder, storage::IfExists::fail);
-  } catch (...) {
-    result->fail(std::current_exception(), statistics());
-    report(result, storage->describe(name));
-    return SaveHandle(result);
-  }
-  failures_in_row = 0;
-  parent = info.generation;
-  const Checkpoint saved{storage->describe(name), encoder.file_size(), std::move(info)};
-  run.add(saved, name);
-  result->succeed(saved, statistics());
-  prune();
-  return SaveHandle(result);
+  job = std::make_shared<engine::SaveJob>(std::move(state), std::move(info), std::move(encoder),
+                                          arena, options.capture, std::move(watch), begin);
+  writer.start([this, job = job] { write(job); });
+  job->capture(copy_threads());
+  return SaveHandle(job->handle());
 }
 
-// Throws the failure, or tells it and keeps it for wait() and close().
-void CheckpointManager::Parts::report(const std::shared_ptr<SaveHandle::State>& state,
-                                      const std::string& what) {
-  ++failures_in_row;
-  if (options.on_error == OnError::raise || failures_in_row >= kFailuresUntilRaised)
-    state->rethrow_if_failed();
-  failed.push_back(state);
+// The new checkpoint counts as saved when the older ones are pruned, too: who waits for it finds
+// the directory as it will stay.
+void CheckpointManager::Parts::write(const std::shared_ptr<engine::SaveJob>& done) {
+  const CheckpointInfo& info = done->info();
+  const std::string name = engine::format({info.step, info.generation});
+  const auto& handle = done->handle();
+  try {
+    done->write(*storage, name);
+  } catch (...) {
+    const std::exception_ptr error = std::current_exception();
+    failed_to_save(handle, error, storage->describe(name));
+    handle->fail(error);
+    return;
+  }
+  const Checkpoint saved{storage->describe(name), done->file_size(), info};
+  {
+    const std::lock_guard guard(mutex);
+    failures_in_row = 0;
+    parent = info.generation;
+    run.add(saved, name);
+  }
+  prune();
+  handle->succeed(saved);
+}
+
+// The next call throws it, or it is told now and kept for wait() and close().
+void CheckpointManager::Parts::failed_to_save(const std::shared_ptr<SaveHandle::State>& state,
+                                              const std::exception_ptr& error,
+                                              const std::string& what) {
+  int failures = 0;
+  {
+    const std::lock_guard guard(mutex);
+    failures = ++failures_in_row;
+    failed.push_back(state);
+  }
+  if (options.on_error == OnError::raise) return;
   options.warning(fmt::format(
-      "the checkpoint '{}' was not saved (failed saves in a row: {}; at {} it is raised): {}", what,
-      failures_in_row, kFailuresUntilRaised, text_of(state->error)));
+      "the checkpoint '{}' was not saved (failed saves in a row: {}; from {} on, the next call "
+      "raises it): {}",
+      what, failures, kFailuresUntilRaised, text_of(error)));
 }
 
 // The new checkpoint is durable: what goes wrong here costs space and no more, and must not look
@@ -91,6 +157,10 @@ void CheckpointManager::Parts::report(const std::shared_ptr<SaveHandle::State>& 
 void CheckpointManager::Parts::prune() {
   std::string problem;
   try {
+    const std::lock_guard guard(mutex);
+    // Of a process that was killed, the kernel may hold what it had in flight, and so the lock of
+    // its temporary file, a moment longer than the process: it is found here if not at the start.
+    storage->collect_debris();
     run.prune(
         engine::prunable(run.readable(), options.keep_last, options.keep_best, {restored_from}));
     return;
@@ -100,6 +170,21 @@ void CheckpointManager::Parts::prune() {
   options.warning(
       fmt::format("older checkpoints in '{}' could not be pruned (the new one is saved): {}",
                   directory.string(), problem));
+}
+
+// The save itself went well, and still somebody has to hear it: it is kept like an error of one.
+void CheckpointManager::Parts::fence() {
+  if (!job) return;
+  const std::string changed = job->fence();
+  if (changed.empty()) return;
+  const auto told = std::make_shared<SaveHandle::State>();
+  told->fail(std::make_exception_ptr(Error(ErrorCode::invalid, changed)));
+  {
+    const std::lock_guard guard(mutex);
+    failed.push_back(told);
+  }
+  if (options.on_error == OnError::raise) throw_unseen();
+  options.warning(changed);
 }
 
 }  // namespace perdure

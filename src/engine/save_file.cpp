@@ -3,18 +3,25 @@
 #include <chrono>
 #include <perdure/perdure.hpp>
 
+#include "engine/file_drain.hpp"
 #include "storage/local_storage.hpp"
 
 namespace perdure::engine {
+namespace {
+
+// The thread that copies is the one that writes, so this is what may be on its way to the disk and
+// a little more.
+constexpr std::uint64_t kStagingBytes = std::uint64_t{32} << 20;
+
+}  // namespace
 
 void write_file(storage::Storage& storage, const std::string& name, const format::Encoder& encoder,
                 storage::IfExists if_exists) {
+  Arena arena(kStagingBytes, {});
+  arena.reserve(encoder.file_size());
+  StagedFile file(encoder, arena, false);
   const auto replacement = storage.create(name, encoder.file_size(), if_exists);
-  std::uint64_t end = 0;
-  encoder.write([&](ConstBytes bytes) {
-    replacement->append(bytes);
-    replacement->settle(end += bytes.size());
-  });
+  drain(file, encoder, *replacement);
   replacement->commit();
 }
 

@@ -10,18 +10,23 @@ constexpr std::chrono::duration<double> kLongest = std::chrono::hours(24 * 365);
 
 }  // namespace
 
-void SaveHandle::State::succeed(Checkpoint saved, const SaveStats& statistics) {
+void SaveHandle::State::succeed(Checkpoint saved) {
   const std::lock_guard guard(mutex);
   checkpoint = std::move(saved);
-  stats = statistics;
   done = true;
   finished.notify_all();
 }
 
-void SaveHandle::State::fail(std::exception_ptr failure, const SaveStats& statistics) {
+void SaveHandle::State::fail(std::exception_ptr failure) {
   const std::lock_guard guard(mutex);
   error = std::move(failure);
-  stats = statistics;
+  done = true;
+  finished.notify_all();
+}
+
+void SaveHandle::State::skip() {
+  const std::lock_guard guard(mutex);
+  skipped = true;
   done = true;
   finished.notify_all();
 }
@@ -85,6 +90,14 @@ std::optional<Checkpoint> SaveHandle::checkpoint() const {
 SaveStats SaveHandle::stats() const {
   const std::lock_guard guard(state_->mutex);
   return state_->stats;
+}
+
+double SaveHandle::progress() const {
+  const std::lock_guard guard(state_->mutex);
+  if (state_->checkpoint) return 1;
+  return state_->stats.bytes == 0
+             ? 0
+             : static_cast<double>(state_->handed_over) / static_cast<double>(state_->stats.bytes);
 }
 
 }  // namespace perdure

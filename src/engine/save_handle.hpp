@@ -17,9 +17,17 @@ struct SaveHandle::State {
   std::exception_ptr error;
   std::optional<Checkpoint> checkpoint;
   SaveStats stats;
+  std::uint64_t handed_over = 0;  // bytes that the storage was given
 
-  void succeed(Checkpoint saved, const SaveStats& statistics);
-  void fail(std::exception_ptr failure, const SaveStats& statistics);
+  // `change` gets the statistics, which others may read at the same time.
+  template <class Change>
+  void update(Change&& change) {
+    const std::lock_guard guard(mutex);
+    change(stats);
+  }
+  void succeed(Checkpoint saved);
+  void fail(std::exception_ptr failure);
+  void skip();
   void rethrow_if_failed();          // once done; the error counts as seen
   std::exception_ptr take_unseen();  // null where there is none; it counts as seen
 };

@@ -22,7 +22,7 @@ TEST_F(CheckpointManagerTest, ANewRunIsEmpty) {
   EXPECT_EQ(manager.directory(), path);
 }
 
-TEST_F(CheckpointManagerTest, ASaveIsThereWhenItReturns) {
+TEST_F(CheckpointManagerTest, ASaveIsThereWhenItIsDone) {
   auto manager = open();
   const SaveHandle handle = save(manager, 100, {{"loss", 0.5}});
   EXPECT_TRUE(handle.done());

@@ -37,7 +37,7 @@ void start_again(CrashingDisk& disk, std::int64_t acknowledged, Outcome& outcome
     const std::int64_t step = restore(manager);
     EXPECT_NE(step, -1) << "a mixture was restored";
     const std::int64_t next = std::max<std::int64_t>(step, 0) + 10;
-    manager.save(state_of_step(next), info_of_step(next));
+    manager.save(state_of_step(next), info_of_step(next)).wait();
     EXPECT_EQ(restore(manager), next);
     outcome.lost += step < acknowledged;
   } catch (const Error& error) {
@@ -81,7 +81,7 @@ void train(CrashingDisk& disk, std::int64_t& acknowledged) {
   std::int64_t step = std::max<std::int64_t>(restore(manager), 0);
   for (int i = 0; i < 4; ++i) {
     ++step;
-    manager.save(state_of_step(step), info_of_step(step));
+    manager.save(state_of_step(step), info_of_step(step)).wait();
     acknowledged = step;
   }
 }

@@ -131,7 +131,7 @@ TEST_F(RestoreTest, TakesTheStepThatWasAskedFor) {
 
 TEST_F(RestoreTest, OfAStepTheNewestGeneration) {
   auto manager = open();
-  manager.save(state_of_step(77), info_of_step(20));
+  over(manager.save(state_of_step(77), info_of_step(20)));
   EXPECT_EQ(restore(manager, step(20)), 77);
 }
 
@@ -181,7 +181,7 @@ TEST_F(RestoreTest, ATrainingStateGetsNothingFromADamagedFile) {
   CheckpointManager run(directory / "runs/state", {.warning = [](const std::string&) {}});
   for (state.step = 1; state.step <= 2; ++state.step) {
     data = state_of_step(state.step);
-    run.save(state);
+    run.save(state).wait();
   }
   damage(run.latest()->path);
   EXPECT_EQ(run.restore(state)->step(), 1);
@@ -203,13 +203,13 @@ TEST_F(RestoreTest, AMixtureIsNotSavedUntilAnotherRestoreSucceeds) {
   };
   state.add_entry(entry);
   CheckpointManager run(directory / "runs/state");
-  run.save(state);
+  run.save(state).wait();
   EXPECT_THROW(run.restore(state), std::runtime_error);
   EXPECT_TRUE(state.broken());
   EXPECT_ERROR(invalid, "half way", run.save(state));
   breaks = false;
   run.restore(state);
-  run.save(state);
+  run.save(state).wait();
   EXPECT_EQ(run.all_steps().size(), 1U);
 }
 

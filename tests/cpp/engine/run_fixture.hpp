@@ -5,6 +5,7 @@
 
 #include <perdure/perdure.hpp>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "engine/checkpoint_name.hpp"
@@ -52,9 +53,14 @@ class RunFixture : public testing::Test {
     options.warning = [this](const std::string& text) { warnings.push_back(text); };
     return CheckpointManager(path, std::move(options));
   }
+  // A save that is over when it returns, and whose error nobody has seen.
   static SaveHandle save(CheckpointManager& manager, std::int64_t step,
                          const Metrics& metrics = {}) {
-    return manager.save(state_of_step(step), info_of_step(step, metrics));
+    return over(manager.save(state_of_step(step), info_of_step(step, metrics)));
+  }
+  static SaveHandle over(SaveHandle handle) {
+    while (!handle.done()) std::this_thread::sleep_for(std::chrono::microseconds(50));
+    return handle;
   }
   // The step that a restore gives; -2 for nullopt.
   static std::int64_t restore(CheckpointManager& manager, const RestoreOptions& options = {}) {

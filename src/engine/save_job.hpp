@@ -1,0 +1,63 @@
+// One save between the call and its end, shared by the thread that trains and the one that writes.
+#pragma once
+
+#include <chrono>
+#include <perdure/checkpoint_manager.hpp>
+
+#include "engine/file_drain.hpp"
+#include "engine/save_handle.hpp"
+#include "engine/step_watch.hpp"
+
+namespace perdure::engine {
+
+class SaveJob {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  // `encoder` is of `state`, and fits `arena` as well as can be. `begin`: when save() was called.
+  SaveJob(Value state, CheckpointInfo info, format::Encoder encoder, Arena& arena, Capture capture,
+          StepWatch watch, Clock::time_point begin);
+
+  const CheckpointInfo& info() const noexcept { return info_; }
+  std::uint64_t file_size() const { return encoder_.file_size(); }
+  const std::shared_ptr<SaveHandle::State>& handle() const noexcept { return handle_; }
+
+  // --- The thread that trains ---
+
+  // Copies what must be copied at once.
+  void capture(unsigned threads);
+  // Before a step: copies what is left (overlapped), or says what has changed since capture()
+  // (checked), "" where nothing has. Only the first call does anything.
+  std::string fence();
+  // What the copies were taken from may go: the arena has it.
+  void let_go();
+
+  // --- The thread that writes ---
+
+  // Writes and commits. Throws what went wrong; then nobody waits for copies any more.
+  void write(storage::Storage& storage, const std::string& name);
+
+ private:
+  double seconds() const;  // since save() was called
+  void settle_watch();
+  std::string compare();
+
+  Value state_;  // keeps the memory that is copied from
+  CheckpointInfo info_;
+  Capture capture_;
+  Clock::time_point begin_;
+  format::Encoder encoder_;
+  StagedFile file_;
+  std::shared_ptr<SaveHandle::State> handle_;
+  bool fenced_ = false;  // the training thread's own
+
+  std::mutex mutex_;  // of the following
+  std::condition_variable summed_;
+  StepWatch watch_;
+  bool watched_ = false;           // the counters were compared: what changes now is no matter
+  std::vector<std::string> torn_;  // what had changed by then
+  std::vector<format::StorageChecksums> sums_;
+  bool ended_ = false;  // the writer has passed all of the file, or given up
+};
+
+}  // namespace perdure::engine
