@@ -1,7 +1,8 @@
 #include "engine/staged_file.hpp"
 
 #include <algorithm>
-#include <cstring>
+
+#include "engine/stream_copy.hpp"
 
 namespace perdure::engine {
 namespace {
@@ -47,8 +48,8 @@ void StagedFile::copy_block(std::uint64_t number, Pass pass) const {
     const std::uint64_t from = std::max(begin, tensor.data_offset);
     const std::uint64_t to = std::min(end, tensor.data_offset + tensor.bytes.size());
     if (from < to)
-      std::memcpy(block.data() + (from - begin), tensor.bytes.data() + (from - tensor.data_offset),
-                  to - from);
+      stream_copy(block.data() + (from - begin),
+                  tensor.bytes.subspan(from - tensor.data_offset, to - from));
   }
 }
 
