@@ -111,6 +111,10 @@ void bind_checkpoint(nb::module_& m) {
   nb::enum_<OnError>(m, "OnError")
       .value("warn", OnError::warn)
       .value("raise_error", OnError::raise);
+  nb::enum_<Capture>(m, "Capture")
+      .value("eager", Capture::eager)
+      .value("overlapped", Capture::overlapped)
+      .value("checked", Capture::checked);
   nb::enum_<WhenBusy>(m, "WhenBusy").value("wait", WhenBusy::wait).value("skip", WhenBusy::skip);
   nb::class_<Best>(m, "Best").def(nb::init<std::string, Mode, std::size_t>());
   nb::class_<Checkpoint>(m, "Checkpoint")
@@ -127,6 +131,9 @@ void bind_handle(nb::module_& m) {
   nb::class_<SaveStats>(m, "SaveStats")
       .def_ro("bytes", &SaveStats::bytes)
       .def_prop_ro("stalled", [](const SaveStats& s) { return s.stalled.count(); })
+      .def_prop_ro("fence_waited", [](const SaveStats& s) { return s.fence_waited.count(); })
+      .def_prop_ro("copied", [](const SaveStats& s) { return s.copied.count(); })
+      .def_prop_ro("written", [](const SaveStats& s) { return s.written.count(); })
       .def_prop_ro("durable", [](const SaveStats& s) { return s.durable.count(); });
   nb::class_<SaveHandle>(m, "SaveHandle")
       .def("done", &SaveHandle::done)
@@ -139,16 +146,20 @@ void bind_handle(nb::module_& m) {
       .def("skipped", &SaveHandle::skipped)
       .def("error", [](const SaveHandle& h) { return exception_of(h.error()); })
       .def("checkpoint", &SaveHandle::checkpoint)
-      .def("stats", &SaveHandle::stats);
+      .def("stats", &SaveHandle::stats)
+      .def("progress", &SaveHandle::progress);
 }
 
 void open_manager(CheckpointManager* place, const std::filesystem::path& directory,
                   std::size_t keep_last, std::vector<Best> keep_best, OnError on_error,
-                  WhenBusy when_busy, std::function<void(const std::string&)> warning) {
+                  WhenBusy when_busy, Capture capture, std::uint64_t staging_bytes,
+                  std::function<void(const std::string&)> warning) {
   ManagerOptions options{.keep_last = keep_last,
                          .keep_best = std::move(keep_best),
                          .on_error = on_error,
                          .when_busy = when_busy,
+                         .capture = capture,
+                         .staging_bytes = staging_bytes,
                          .warning = std::move(warning)};
   nb::gil_scoped_release release;
   new (place) CheckpointManager(directory, std::move(options));
@@ -180,12 +191,21 @@ void bind_engine(nb::module_& m) {
   bind_handle(m);
   nb::class_<CheckpointManager>(m, "CheckpointManager")
       .def("__init__", &open_manager, nb::arg("directory"), nb::arg("keep_last"),
-           nb::arg("keep_best"), nb::arg("on_error"), nb::arg("when_busy"), nb::arg("warning"))
+           nb::arg("keep_best"), nb::arg("on_error"), nb::arg("when_busy"), nb::arg("capture"),
+           nb::arg("staging_bytes"), nb::arg("warning"))
       .def("restore", &restore, nb::arg("step").none(), nb::arg("path").none(), nb::arg("strict"),
            nb::arg("take"))
       .def("save",
            nb::overload_cast<const TrainingState&, const Metrics&>(&CheckpointManager::save),
            nb::arg("state"), nb::arg("metrics"), Released())
+      .def("prepare", &CheckpointManager::prepare, nb::arg("state"), Released())
+      .def("fence", &CheckpointManager::fence, Released())
+      .def(
+          "idle",
+          [](const CheckpointManager& manager, double seconds) {
+            return manager.idle(std::chrono::duration<double>(seconds));
+          },
+          nb::arg("timeout"), Released())
       .def("checkpoints", &CheckpointManager::checkpoints, Released())
       .def("latest_step", &CheckpointManager::latest_step, Released())
       .def("best_step", &CheckpointManager::best_step, nb::arg("metric"), Released())

@@ -162,7 +162,10 @@ class CheckpointManager {
   std::vector<std::int64_t> all_steps() const;  // ascending, each once
   const std::filesystem::path& directory() const;
 
-  void wait();   // until nothing is in flight; throws the error of a save that nobody has seen
+  // Whether no save is in flight, after at most `timeout`. Throws nothing that a save had to say.
+  bool idle(std::chrono::duration<double> timeout = {}) const;
+  void wait();   // until nothing is in flight (what prepare began, too); throws the error of a save
+                 // that nobody has seen
   void close();  // wait(), then gives up the lock; later calls but close() are Error(invalid)
 
  private:

@@ -345,6 +345,13 @@ class OnError(enum.Enum):
 
     raise_error = 1
 
+class Capture(enum.Enum):
+    eager = 0
+
+    overlapped = 1
+
+    checked = 2
+
 class WhenBusy(enum.Enum):
     wait = 0
 
@@ -380,6 +387,15 @@ class SaveStats:
     def stalled(self) -> float: ...
 
     @property
+    def fence_waited(self) -> float: ...
+
+    @property
+    def copied(self) -> float: ...
+
+    @property
+    def written(self) -> float: ...
+
+    @property
     def durable(self) -> float: ...
 
 class SaveHandle:
@@ -395,12 +411,20 @@ class SaveHandle:
 
     def stats(self) -> SaveStats: ...
 
+    def progress(self) -> float: ...
+
 class CheckpointManager:
-    def __init__(self, directory: str | os.PathLike, keep_last: int, keep_best: Sequence[Best], on_error: OnError, when_busy: WhenBusy, warning: Callable[[str], None]) -> None: ...
+    def __init__(self, directory: str | os.PathLike, keep_last: int, keep_best: Sequence[Best], on_error: OnError, when_busy: WhenBusy, capture: Capture, staging_bytes: int, warning: Callable[[str], None]) -> None: ...
 
     def restore(self, step: int | None, path: str | os.PathLike | None, strict: bool, take: Callable) -> Checkpoint | None: ...
 
     def save(self, state: TrainingState, metrics: Mapping[str, float]) -> SaveHandle: ...
+
+    def prepare(self, state: TrainingState) -> None: ...
+
+    def fence(self) -> None: ...
+
+    def idle(self, timeout: float) -> bool: ...
 
     def checkpoints(self) -> list[Checkpoint]: ...
 

@@ -18,6 +18,11 @@ _logger = logging.getLogger("perdure")
 _MODES = {"min": _core.Mode.min, "max": _core.Mode.max}
 _ON_ERROR = {"warn": _core.OnError.warn, "raise": _core.OnError.raise_error}
 _WHEN_BUSY = {"wait": _core.WhenBusy.wait, "skip": _core.WhenBusy.skip}
+_CAPTURE = {
+    "eager": _core.Capture.eager,
+    "overlapped": _core.Capture.overlapped,
+    "checked": _core.Capture.checked,
+}
 _POLL = 0.2  # seconds between looks for Ctrl-C while waiting
 
 
@@ -59,11 +64,14 @@ class Checkpoint:
 
 @dataclasses.dataclass(frozen=True)
 class SaveStats:
-    """What a save took."""
+    """What a save took, so far. Points in time are seconds since save() was called; 0.0: not yet reached."""
 
     bytes: int  #: of the file
-    stalled: float  #: seconds that save() held the caller
-    durable: float  #: seconds from the call of save() until it was durable
+    stalled: float  #: how long save() held the caller
+    fence_waited: float  #: how long the optimizer's step waited for what was left to copy
+    copied: float  #: when the state was free to change
+    written: float  #: when all of it was handed to the disk
+    durable: float  #: when it was acknowledged
 
 
 class SaveHandle:
@@ -103,8 +111,13 @@ class SaveHandle:
 
     @property
     def stats(self) -> SaveStats:
-        stats = self._core.stats()
-        return SaveStats(stats.bytes, stats.stalled, stats.durable)
+        s = self._core.stats()
+        return SaveStats(s.bytes, s.stalled, s.fence_waited, s.copied, s.written, s.durable)
+
+    @property
+    def progress(self) -> float:
+        """What part of the file was handed to the disk, 0.0 to 1.0."""
+        return self._core.progress()
 
     def __repr__(self):
         if not self.done():
@@ -130,16 +143,32 @@ class CheckpointManager:
     keep_last: how many of the newest to keep, at least 1.
     keep_best: a Best, or a list of them, to keep beside those.
     on_error: what becomes of a save that failed. "warn": the training goes on, logging.getLogger("perdure") is told;
-        the third failure in a row is raised all the same. "raise": save() raises it. Either way the handle has it,
-        and wait() and close() raise it.
+        after the third failure in a row the next save() raises it all the same. "raise": the next save() raises it.
+        Either way the handle has it, and wait() and close() raise it.
     when_busy: what a save does while another one is in flight: "wait" for it, or "skip" itself.
+    capture: when the bytes are copied. "eager": all of them by save(), which is always right. "overlapped": save()
+        returns at once; the parameters and the state of registered optimizers are copied during the next forward and
+        backward pass, and the optimizer's next step waits for what is left. For loops in which nothing but
+        optimizer.step() changes parameters: a change that PyTorch's version counters see fails the save; they do not
+        see writes through .data or numpy, nor torch.nn.utils.vector_to_parameters. "checked": eager, and at the next
+        step the live bytes are compared with what was saved: run a loop with it once to see whether it qualifies.
+    staging_bytes: the most memory for copies on their way to the disk, at least 16 MiB. A state that fits is captured
+        at the speed of memory, a larger one streams through at that of the disk (eagerly). None: as much as the state
+        takes, up to half of the memory that is free (or left within the limits of the container) when it is needed.
 
     As a context manager it is closed at the end of the block. An exception of the block's own is never replaced by
     one of the closing (that is logged). A manager that is never closed is closed when the interpreter exits.
     """
 
     def __init__(
-        self, directory, keep_last: int = 3, keep_best=(), on_error: str = "warn", when_busy: str = "wait"
+        self,
+        directory,
+        keep_last: int = 3,
+        keep_best=(),
+        on_error: str = "warn",
+        when_busy: str = "wait",
+        capture: str = "eager",
+        staging_bytes: int | None = None,
     ):
         best = [keep_best] if isinstance(keep_best, Best) else list(keep_best)
         self._best = best
@@ -150,8 +179,12 @@ class CheckpointManager:
             [_core.Best(b.metric, _MODES[b.mode], b.count) for b in best],
             _choice(_ON_ERROR, "on_error", on_error),
             _choice(_WHEN_BUSY, "when_busy", when_busy),
+            _choice(_CAPTURE, "capture", capture),
+            staging_bytes or 0,
             _warn,
         )
+        self._waits = when_busy == "wait"
+        self._fenced = weakref.WeakKeyDictionary() if capture != "eager" else None  # optimizer -> hook
         self._closed = False
         _open_managers.add(self)
 
@@ -181,13 +214,50 @@ class CheckpointManager:
     def save(self, state: TrainingState, metrics=None) -> SaveHandle:
         """Saves `state` as the next checkpoint of its step, and prunes those that need not be kept.
 
+        Returns when the state is captured; the rest goes on behind the training, and the handle tells of it.
+
         First make the state say "done" (state.epoch += 1), then save it. `metrics` are numbers by name; 0-dim
         tensors and numpy scalars are taken too.
         """
         _require_state(state)
         numbers = {name: _number(name, x) for name, x in (metrics or {}).items()}
+        if self._waits:
+            self._wait_idle()
         state._register_rng()
+        self._add_fences(state)
         return SaveHandle(self._core.save(state._state, numbers))
+
+    def prepare(self, state: TrainingState) -> None:
+        """Makes the first save as fast as the later ones: allocates the memory for staging, and has it touched by a
+        thread of its own while the training begins."""
+        _require_state(state)
+        state._register_rng()
+        self._core.prepare(state._state)
+
+    def fence(self) -> None:
+        """Waits until what an optimizer's step changes has been copied. With capture="overlapped" and "checked" the
+        steps of registered optimizers do it by themselves; call it before you change parameters in any other way.
+        """
+        self._core.fence()
+
+    def _add_fences(self, state):
+        if self._fenced is None:
+            return
+        manager = weakref.ref(self)
+
+        def fence(optimizer, args, kwargs):
+            alive = manager()
+            if alive is not None and not alive._closed and alive._pid == os.getpid():
+                alive._core.fence()
+
+        for optimizer in state._optimizers():
+            if optimizer not in self._fenced:
+                self._fenced[optimizer] = optimizer.register_step_pre_hook(fence)
+
+    def _wait_idle(self):
+        """As the core does, but Ctrl-C is heard."""
+        while not self._core.idle(_POLL):
+            pass
 
     @property
     def directory(self) -> pathlib.Path:
@@ -219,11 +289,14 @@ class CheckpointManager:
 
     def wait(self) -> None:
         """Waits until no save is in flight. Raises the error of one that nobody has seen."""
+        self._wait_idle()
         self._core.wait()
 
     def close(self) -> None:
         """wait(), then gives up the lock. Afterwards nothing but close() can be called."""
         self._closed = True
+        for hook in (self._fenced or {}).values():
+            hook.remove()
         self._core.close()
 
     def _close_quietly(self):

@@ -81,6 +81,9 @@ class TrainingState:
         """A restore failed half way: what is registered is a mix, and is not saved until a restore succeeds."""
         return self._state.broken
 
+    def _optimizers(self):
+        return [thing for thing in self._things.values() if isinstance(thing, torch.optim.Optimizer)]
+
     def _captured(self):
         self._register_rng()
         return self._state.state_dict()

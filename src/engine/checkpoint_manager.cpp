@@ -150,9 +150,15 @@ std::optional<std::int64_t> CheckpointManager::best_step(const std::string& metr
 
 const std::filesystem::path& CheckpointManager::directory() const { return parts_->directory; }
 
+bool CheckpointManager::idle(std::chrono::duration<double> timeout) const {
+  parts_->require_usable();
+  return parts_->writer.wait_idle(timeout);
+}
+
 void CheckpointManager::wait() {
   parts_->require_usable();
   parts_->wait_idle();
+  parts_->arena.wait_until_populated();
   parts_->throw_unseen();
 }
 

@@ -30,12 +30,15 @@ std::vector<std::string> StepWatch::changed() const {
 
 std::string StepWatch::name_of(const Watched& watched, std::size_t place) {
   if (watched.name) return watched.entry + ": " + watched.name(place);
-  std::string name = "a tensor";
+  std::string name = watched.entry;
   std::size_t at = 0;
   for_each_tensor(watched.tree, [&](const KeyPath& path, const Tensor& tensor) {
-    if (tensor.liveness == Liveness::stepped && at++ == place) name = format_path(path);
+    if (tensor.liveness != Liveness::stepped || at++ != place) return;
+    KeyPath whole{Value(watched.entry)};
+    whole.insert(whole.end(), path.begin(), path.end());
+    name = format_path(whole);
   });
-  return watched.entry + name;
+  return name;
 }
 
 }  // namespace perdure::engine

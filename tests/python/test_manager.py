@@ -24,13 +24,21 @@ def make_state(**values):
     return perdure.TrainingState(**{"x": torch.zeros(3), "epoch": 0, **values})
 
 
+def finished(handle):
+    """Waits for the save; its error stays unseen."""
+    while not handle.done():
+        time.sleep(0.0005)
+    return handle
+
+
 def save_steps(checkpoints, state, steps, **metrics):
     """Saves each step; x holds its number."""
     handles = []
     for step in steps:
         state.step = step
         state.x.fill_(step)
-        handles.append(checkpoints.save(state, metrics={k: v[step] for k, v in metrics.items()}))
+        metrics_now = {k: v[step] for k, v in metrics.items()}
+        handles.append(finished(checkpoints.save(state, metrics=metrics_now)))
     return handles
 
 
@@ -72,7 +80,7 @@ def test_a_named_step(run):
     with perdure.CheckpointManager(run) as checkpoints:
         save_steps(checkpoints, state, [1, 2, 3])
         assert checkpoints.restore(state, step=2).step == 2 and state.x.tolist() == [2] * 3
-        handle = checkpoints.save(state)
+        handle = finished(checkpoints.save(state))
         assert handle.checkpoint.parent == 2 and handle.checkpoint.generation == 4
         assert checkpoints.latest_step() == 2  # the newest is the highest generation, not the highest step
         with pytest.raises(perdure.NotFoundError, match="7"):
@@ -90,7 +98,7 @@ def test_a_named_path(run, tmp_path):
 def test_torch_load_opens_what_a_manager_saves(run):
     state = make_state()
     with perdure.CheckpointManager(run) as checkpoints:
-        path = checkpoints.save(state).checkpoint.path
+        path = finished(checkpoints.save(state)).checkpoint.path
     loaded = torch.load(path)
     assert loaded["x"].tolist() == [0, 0, 0] and loaded.keys() == {"x", "epoch", "step", "rng"}
     assert perdure.verify(path).good
@@ -109,7 +117,7 @@ def test_metrics(run):
             "e": float("nan"),
             "f": float("-inf"),
         }
-        checkpoints.save(make_state(), metrics=metrics)
+        finished(checkpoints.save(make_state(), metrics=metrics))
         found = checkpoints.latest().metrics
         assert {k: found[k] for k in "abcdf"} == {"a": 0.5, "b": 1.5, "c": 2.0, "d": 1.0, "f": float("-inf")}
         assert found["e"] != found["e"]
@@ -204,7 +212,7 @@ def test_damage_of_a_tensor_is_found_before_anything_changes(run, caplog):
         checkpoints.save(state)
         for t in state.tensors:
             t.fill_(2)
-        path = checkpoints.save(state).checkpoint.path
+        path = finished(checkpoints.save(state)).checkpoint.path
     data = path.read_bytes()
     damage(path, data.rindex(torch.full((16,), 2.0).numpy().tobytes()))
     with perdure.CheckpointManager(run) as checkpoints:
@@ -398,7 +406,7 @@ def test_on_error_warn(run, caplog):
     checkpoints = perdure.CheckpointManager(run)
     save_steps(checkpoints, state, [1])
     with Full(), caplog.at_level(logging.WARNING, "perdure"):
-        handle = checkpoints.save(state)
+        handle = finished(checkpoints.save(state))
     assert handle.done() and isinstance(handle.error, perdure.FullError) and handle.checkpoint is None
     assert "failed" in repr(handle) and "not saved" in caplog.text
     with pytest.raises(perdure.FullError):
@@ -411,7 +419,7 @@ def test_on_error_warn(run, caplog):
 def test_unseen_failure_is_raised_by_close(run):
     with pytest.raises(perdure.FullError):
         with perdure.CheckpointManager(run) as checkpoints, Full():
-            checkpoints.save(make_state())
+            finished(checkpoints.save(make_state()))
     perdure.CheckpointManager(run).close()
 
 
@@ -419,15 +427,17 @@ def test_third_failure_in_a_row_is_raised(run):
     state = make_state()
     with pytest.raises(perdure.FullError):
         with perdure.CheckpointManager(run) as checkpoints, Full():
-            checkpoints.save(state)
-            checkpoints.save(state)
-            with pytest.raises(OSError):
+            for _ in range(3):
+                finished(checkpoints.save(state))
+            with pytest.raises(OSError, match="step-0000000000-g00000003"):
                 checkpoints.save(state)
 
 
 def test_on_error_raise(run):
     checkpoints = perdure.CheckpointManager(run, on_error="raise")
-    with Full(), pytest.raises(perdure.FullError):
+    with Full():
+        finished(checkpoints.save(make_state()))
+    with pytest.raises(perdure.FullError):
         checkpoints.save(make_state())
     checkpoints.save(make_state()).wait()
     checkpoints.close()
@@ -436,7 +446,7 @@ def test_on_error_raise(run):
 def test_the_loops_own_exception_is_not_masked(run, caplog):
     with pytest.raises(Mine), caplog.at_level(logging.WARNING, "perdure"):
         with perdure.CheckpointManager(run) as checkpoints, Full():
-            checkpoints.save(make_state())
+            finished(checkpoints.save(make_state()))
             raise Mine
     assert "closing" in caplog.text
     perdure.CheckpointManager(run).close()
