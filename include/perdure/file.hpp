@@ -69,6 +69,17 @@ class Source {
   virtual std::uint64_t size() const = 0;
   virtual void read(std::uint64_t offset, MutableBytes into) const = 0;
   virtual const std::string& name() const = 0;  // for messages: the path
+
+  // Like read, for reading much. The bytes are in `into`, or where the result says: in `scratch`,
+  // which is aligned to pages and at least two pages larger than `into` (they came past the page
+  // cache), or in memory of the source's own.
+  virtual ConstBytes read_bulk(std::uint64_t offset, MutableBytes into,
+                               MutableBytes /*scratch*/) const {
+    read(offset, into);
+    return into;
+  }
+  // A hint: these bytes are read soon, and those around them are not.
+  virtual void will_read(std::uint64_t /*offset*/, std::uint64_t /*size*/) const {}
 };
 std::shared_ptr<Source> open_source(const std::filesystem::path& path);
 

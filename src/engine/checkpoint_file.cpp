@@ -4,8 +4,8 @@
 #include <new>
 
 #include "engine/file_records.hpp"
-#include "format/crc32.hpp"
 #include "format/decoder.hpp"
+#include "io/fresh_memory.hpp"
 
 namespace perdure {
 
@@ -63,10 +63,27 @@ struct CheckpointFile::Parts {
                               name, repr(Value(text))));
   }
 
-  std::string tensor_in(std::size_t storage) const {
+  void read(const std::vector<engine::RecordRead>& reads) const {
+    engine::bulk_read(records.source(), reads,
+                      [this](const engine::RecordRead& read, const engine::DamagedBlock& block) {
+                        throw Error(ErrorCode::corrupt, describe(*read.record, block));
+                      });
+  }
+
+  std::string describe(const Record& record, const engine::DamagedBlock& block) const {
+    return fmt::format(
+        "{}: {} is damaged: {} bytes at offset {} (record {}) do not have the checksum that they "
+        "were written with",
+        records.source().name(), tensor_in(record), block.size, block.offset, record.name);
+  }
+
+  std::string tensor_in(const Record& record) const {
     std::string found;
     engine::for_each_tensor(decoded.value, [&](const KeyPath& path, const Tensor& tensor) {
-      if (found.empty() && tensor.storage == decoded.storages[storage]) found = format_path(path);
+      const std::int64_t number = tensor.storage->record;
+      if (found.empty() && number >= 0 &&
+          storage_records[static_cast<std::size_t>(number)] == &record)
+        found = format_path(path);
     });
     return found.empty() ? "no tensor of its own" : found;
   }
@@ -105,24 +122,17 @@ void CheckpointFile::read(std::size_t storage, MutableBytes into) const {
   if (into.size() != record.size)
     throw Error(ErrorCode::invalid, fmt::format("{}: {} bytes to read record {} of {} bytes into",
                                                 name(), into.size(), record.name, record.size));
-  const auto damaged = parts_->records.check(record, parts_->index, into);
-  if (damaged.empty()) return;
-  throw Error(ErrorCode::corrupt,
-              fmt::format("{}: {} is damaged: {} bytes at offset {} (record {}) do not have the "
-                          "checksum that they were written with",
-                          name(), parts_->tensor_in(storage), damaged[0].size, damaged[0].offset,
-                          record.name));
+  parts_->read({parts_->records.read_of(record, parts_->index, into)});
 }
 
 namespace {
 
+// Neither torch's kernels nor ours want more than a cache line.
 void allocate_owned(TensorStorage& storage) {
-  constexpr std::size_t kCacheLine = 64;
-  auto* memory =
-      static_cast<std::byte*>(::operator new(storage.size, std::align_val_t{kCacheLine}));
-  storage.owner = std::shared_ptr<const void>(memory, [](const void* p) {
-    ::operator delete(const_cast<void*>(p), std::align_val_t{kCacheLine});
-  });
+  constexpr std::align_val_t kCacheLine{64};
+  auto* memory = static_cast<std::byte*>(::operator new(storage.size, kCacheLine));
+  storage.owner = std::shared_ptr<const void>(
+      memory, [](const void* p) { ::operator delete(const_cast<void*>(p), kCacheLine); });
   storage.data = memory;
 }
 
@@ -139,15 +149,18 @@ void CheckpointFile::read_all(const Value& value, const Allocate& allocate) cons
                   fmt::format("{}: {} is a tensor of another file", name(), format_path(path)));
     wanted[number] = true;
   });
+  std::vector<engine::RecordRead> reads;
+  std::vector<MutableBytes> fresh;
   for (std::size_t i = 0; i < wanted.size(); ++i) {
     if (!wanted[i]) continue;
     TensorStorage& storage = *storages()[i];
-    if (allocate)
-      allocate(storage);
-    else
-      allocate_owned(storage);
-    read(i, MutableBytes(storage.data, storage.size));
+    (allocate ? allocate : Allocate(allocate_owned))(storage);
+    const MutableBytes into(storage.data, storage.size);
+    fresh.push_back(into);
+    reads.push_back(parts_->records.read_of(*parts_->storage_records[i], parts_->index, into));
   }
+  io::prefer_huge_pages(std::move(fresh));
+  parts_->read(reads);
 }
 
 }  // namespace perdure

@@ -75,7 +75,9 @@ std::string FileRecords::read_text(const CheckpointFile::Record& record) const {
     throw Error(ErrorCode::unsupported, fmt::format("{}: record {} has {} bytes, more than 1 GiB",
                                                     source_->name(), record.name, record.size));
   std::string text(record.size, '\0');
-  if (!check(record, std::nullopt, std::as_writable_bytes(std::span(text))).empty())
+  const auto bytes = std::as_writable_bytes(std::span(text));
+  source_->read(record.offset, bytes);
+  if (has_checksums_ && format::crc32(bytes) != record.crc32)
     throw Error(
         ErrorCode::corrupt,
         fmt::format("{}: record {} is damaged: its {} bytes at offset {} do not have the checksum "
@@ -127,8 +129,11 @@ void FileRecords::check_index(const format::BlockIndex& index) const {
   }
 }
 
-const format::StorageChecksums* FileRecords::blocks_of(
-    const CheckpointFile::Record& record, const std::optional<format::BlockIndex>& index) {
+namespace {
+
+// The checksums of a record's blocks, or null where `index` has none of it.
+const format::StorageChecksums* blocks_of(const CheckpointFile::Record& record,
+                                          const std::optional<format::BlockIndex>& index) {
   constexpr std::string_view kFolder = "data/";
   const std::string_view name = record.name;
   if (!index || !name.starts_with(kFolder)) return nullptr;
@@ -140,36 +145,20 @@ const format::StorageChecksums* FileRecords::blocks_of(
   return &index->storages[number];
 }
 
-// The checksum of what lies there, which goes into `into`, or piece by piece into `scratch` where
-// that is empty. In pieces of a few MiB, whatever block size a file asks for.
-std::uint32_t FileRecords::read_block(std::uint64_t offset, std::uint64_t size, MutableBytes into,
-                                      MutableBytes scratch) const {
-  std::uint32_t crc = 0;
-  for (std::uint64_t at = 0; at < size; at += format::kBlockSize) {
-    const std::uint64_t piece = std::min(size - at, format::kBlockSize);
-    const MutableBytes target = into.empty() ? scratch.first(piece) : into.subspan(at, piece);
-    source_->read(offset + at, target);
-    if (has_checksums_) crc = format::crc32(target, crc);
-  }
-  return crc;
-}
+}  // namespace
 
-std::vector<DamagedBlock> FileRecords::check(const CheckpointFile::Record& record,
-                                             const std::optional<format::BlockIndex>& index,
-                                             MutableBytes into) const {
-  const format::StorageChecksums* blocks = blocks_of(record, index);
-  const std::uint64_t block_size = blocks != nullptr ? index->block_size : record.size;
-  std::vector<std::byte> scratch(into.empty() ? std::min(record.size, format::kBlockSize) : 0);
-  std::vector<DamagedBlock> damaged;
-  if (record.size == 0 && record.crc32 != 0) damaged.push_back({record.offset, 0});
-  for (std::uint64_t at = 0, number = 0; at < record.size; at += block_size, ++number) {
-    const std::uint64_t size = std::min(block_size, record.size - at);
-    const std::uint32_t crc =
-        read_block(record.offset + at, size, into.empty() ? into : into.subspan(at, size), scratch);
-    const std::uint32_t expected = blocks != nullptr ? blocks->blocks[number] : record.crc32;
-    if (has_checksums_ && crc != expected) damaged.push_back({record.offset + at, size});
+RecordRead FileRecords::read_of(const CheckpointFile::Record& record,
+                                const std::optional<format::BlockIndex>& index,
+                                MutableBytes into) const {
+  RecordRead read{.record = &record, .block_size = record.size, .checksums = {}, .into = into};
+  if (!has_checksums_) return read;
+  if (const format::StorageChecksums* blocks = blocks_of(record, index)) {
+    read.block_size = index->block_size;
+    read.checksums = blocks->blocks;
+  } else {
+    read.checksums = std::span(&record.crc32, 1);
   }
-  return damaged;
+  return read;
 }
 
 namespace {

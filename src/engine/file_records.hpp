@@ -7,16 +7,11 @@
 #include <string>
 #include <vector>
 
+#include "engine/bulk_read.hpp"
 #include "format/block_index.hpp"
 #include "format/pickle_reader.hpp"
 
 namespace perdure::engine {
-
-// A stretch of a record whose bytes do not have the checksum that they were written with.
-struct DamagedBlock {
-  std::uint64_t offset = 0;  // in the file
-  std::uint64_t size = 0;
-};
 
 class FileRecords {
  public:
@@ -37,22 +32,14 @@ class FileRecords {
   std::optional<CheckpointInfo> read_info() const;
   // nullopt in files that are not perdure's. Error(corrupt) where it contradicts the directory.
   std::optional<format::BlockIndex> read_index() const;
-  // The checksums of a record's blocks, or null where `index` has none of it.
-  static const format::StorageChecksums* blocks_of(const CheckpointFile::Record& record,
-                                                   const std::optional<format::BlockIndex>& index);
-
-  // Reads a record piece by piece into `into` (or nowhere, where it is empty), comparing the
-  // checksum of each block where `index` has them and of the whole where not. Returns what is
-  // damaged.
-  std::vector<DamagedBlock> check(const CheckpointFile::Record& record,
-                                  const std::optional<format::BlockIndex>& index,
-                                  MutableBytes into) const;
+  // How to read a record into `into` (nowhere, where that is empty): with the checksum of each
+  // block where `index` has them, and of the whole where not. Refers to both.
+  RecordRead read_of(const CheckpointFile::Record& record,
+                     const std::optional<format::BlockIndex>& index, MutableBytes into) const;
 
  private:
   void refuse_other_formats() const;
   void check_index(const format::BlockIndex& index) const;
-  std::uint32_t read_block(std::uint64_t offset, std::uint64_t size, MutableBytes into,
-                           MutableBytes scratch) const;
 
   std::shared_ptr<const Source> source_;
   std::vector<CheckpointFile::Record> records_;

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <map>
 
 #include "engine/file_records.hpp"
@@ -8,7 +9,10 @@
 namespace perdure {
 namespace {
 
+using engine::bulk_read;
+using engine::DamagedBlock;
 using engine::FileRecords;
+using engine::RecordRead;
 
 class Verifier {
  public:
@@ -22,7 +26,7 @@ class Verifier {
     guarded(".perdure/checkpoint.json", [&] { records_->read_info(); });
     guarded(".perdure/index", [&] { index_ = records_->read_index(); });
     guarded("data.pkl", [&] { read_structure(); });
-    for (const auto& record : records_->records()) check_record(record);
+    check_records();
     return finish();
   }
 
@@ -72,16 +76,26 @@ class Verifier {
       if (tensor.record >= 0) add_name(fmt::format("data/{}", tensor.record), tensor.path);
   }
 
-  void check_record(const CheckpointFile::Record& record) {
-    report_.bytes += record.size;
-    if (known_bad_.contains(record.name)) return;
-    for (const auto& block : records_->check(record, index_, {})) {
-      name_tensors_from_index();
-      report_.findings.push_back(
-          {record.name, tensors_[record.name], block.offset,
-           fmt::format("{} bytes at offset {} do not have the checksum that they were written with",
-                       block.size, block.offset)});
+  void check_records() {
+    std::vector<RecordRead> reads;
+    for (const auto& record : records_->records()) {
+      report_.bytes += record.size;
+      if (!known_bad_.contains(record.name)) reads.push_back(records_->read_of(record, index_, {}));
     }
+    std::vector<std::pair<const CheckpointFile::Record*, DamagedBlock>> damage;
+    bulk_read(*source_, reads, [&](const RecordRead& read, const DamagedBlock& block) {
+      damage.emplace_back(read.record, block);
+    });
+    std::ranges::stable_sort(damage, {}, [](const auto& found) { return found.second.offset; });
+    for (const auto& [record, block] : damage) add_damage(*record, block);
+  }
+
+  void add_damage(const CheckpointFile::Record& record, const DamagedBlock& block) {
+    name_tensors_from_index();
+    report_.findings.push_back(
+        {record.name, tensors_[record.name], block.offset,
+         fmt::format("{} bytes at offset {} do not have the checksum that they were written with",
+                     block.size, block.offset)});
   }
 
   VerifyReport finish() {

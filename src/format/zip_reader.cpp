@@ -25,6 +25,11 @@ constexpr std::uint64_t kMaxDirectorySize = std::uint64_t{1} << 30;
 constexpr std::uint16_t kKnownFlags = 0x0808;
 constexpr std::uint16_t kDescriptorFlag = 0x0008;
 
+// A descriptor, the header behind it and a name of the usual length.
+constexpr std::uint64_t kNear = 160;
+constexpr std::uint64_t kSmallRecord = std::uint64_t{64} << 10;
+constexpr std::uint64_t kLookAhead = std::uint64_t{64} << 20;
+
 struct Directory {
   std::uint64_t offset = 0;
   std::uint64_t size = 0;
@@ -57,6 +62,8 @@ class ZipReader {
     source_.read(offset, std::as_writable_bytes(std::span(out)));
     return out;
   }
+  std::string read_near(std::uint64_t offset, std::uint64_t size);
+  void announce(const std::vector<CentralEntry>& entries, std::uint64_t until);
 
   Directory find_directory() const;
   Directory read_end64(const std::string& tail, std::uint64_t end_offset, const Directory& narrow,
@@ -68,15 +75,44 @@ class ZipReader {
                    bool offset_is_max) const;
   void check_names(const std::vector<CentralEntry>& entries, const Directory& directory);
   void check_name(std::string_view name, std::uint64_t offset) const;
-  std::uint64_t check_local(const CentralEntry& entry, std::uint64_t next) const;
+  std::uint64_t check_local(const CentralEntry& entry, std::uint64_t next);
   void check_local_zip64(const CentralEntry& entry, std::uint64_t offset, std::uint64_t extra_size,
                          std::uint32_t size, std::uint32_t compressed) const;
-  void check_descriptor(const CentralEntry& entry, std::uint64_t offset, std::uint64_t next) const;
+  void check_descriptor(const CentralEntry& entry, std::uint64_t offset, std::uint64_t next);
   [[noreturn]] static void refuse_compressed(const CentralEntry& entry);
 
   const Source& source_;
   std::string top_;  // "archive/"
+  std::uint64_t near_offset_ = 0;
+  std::string near_;                // bytes of the file, from near_offset_ on
+  std::size_t announced_ = 0;       // entries whose beginning the source knows to be read soon
+  std::uint64_t announced_to_ = 0;  // in the file
 };
+
+// Where a record ends, the next one begins: both are read at one go.
+std::string ZipReader::read_near(std::uint64_t offset, std::uint64_t size) {
+  if (offset < near_offset_ || offset + size > near_offset_ + near_.size()) {
+    near_ = read_bytes(offset, std::min(std::max(size, kNear), source_.size() - offset));
+    near_offset_ = offset;
+  }
+  return near_.substr(offset - near_offset_, size);
+}
+
+// Of the records themselves nothing is read here, so the source cannot know where the next bytes
+// will be. Small records are taken whole: they are read next in any case.
+void ZipReader::announce(const std::vector<CentralEntry>& entries, std::uint64_t until) {
+  std::uint64_t begin = announced_to_, end = announced_to_;
+  for (; announced_ < entries.size() && entries[announced_].header_offset <= until; ++announced_) {
+    const std::uint64_t header = entries[announced_].header_offset;
+    if (header > end + kSmallRecord) {
+      source_.will_read(begin, end - begin);
+      begin = header - kLargeDescriptorSize;
+    }
+    end = header + kNear - kLargeDescriptorSize;
+  }
+  source_.will_read(begin, end - begin);
+  announced_to_ = end;
+}
 
 Directory ZipReader::find_directory() const {
   const std::uint64_t file_size = source_.size();
@@ -246,11 +282,11 @@ void ZipReader::check_names(const std::vector<CentralEntry>& entries, const Dire
 }
 
 void ZipReader::check_descriptor(const CentralEntry& entry, std::uint64_t offset,
-                                 std::uint64_t next) const {
+                                 std::uint64_t next) {
   const std::uint64_t size = next - offset;
   require(size == 16 || size == kLargeDescriptorSize, offset,
           "a data descriptor of an odd size, or bytes between records");
-  const std::string bytes = read_bytes(offset, size);
+  const std::string bytes = read_near(offset, size);
   ByteReader in(bytes, "data descriptor", offset);
   require(in.take<std::uint32_t>() == 0x08074B50, offset, "a damaged data descriptor");
   require(in.take<std::uint32_t>() == entry.crc32, offset,
@@ -282,11 +318,11 @@ void ZipReader::check_local_zip64(const CentralEntry& entry, std::uint64_t offse
 
 // Returns the offset of the data. `next` is where the next record, or the directory, begins:
 // records must lie end to end, so that nothing can hide between them and none can overlap another.
-std::uint64_t ZipReader::check_local(const CentralEntry& entry, std::uint64_t next) const {
+std::uint64_t ZipReader::check_local(const CentralEntry& entry, std::uint64_t next) {
   const std::uint64_t offset = entry.header_offset;
   require(next >= offset && next - offset >= kLocalSize + entry.name.size(), offset,
           "records that overlap");
-  const std::string bytes = read_bytes(offset, kLocalSize + entry.name.size());
+  const std::string bytes = read_near(offset, kLocalSize + entry.name.size());
   ByteReader in(bytes, "local zip header", offset);
   require(in.take<std::uint32_t>() == 0x04034B50, offset, "a damaged local zip header");
   in.take<std::uint16_t>();  // version needed
@@ -331,6 +367,7 @@ std::vector<CheckpointFile::Record> ZipReader::read() {
   records.reserve(entries.size());
   for (std::size_t i = 0; i < entries.size(); ++i) {
     const CentralEntry& entry = entries[i];
+    announce(entries, entry.header_offset + kLookAhead);
     const std::uint64_t next =
         i + 1 < entries.size() ? entries[i + 1].header_offset : directory.offset;
     const std::uint64_t data = check_local(entry, next);

@@ -2,12 +2,14 @@
 
 #include <dirent.h>
 #include <linux/fs.h>
+#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/resource.h>
 #include <sys/statvfs.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <memory>
 
@@ -47,6 +49,10 @@ class RealSystem final : public System {
   std::unique_ptr<Ring> open_ring(unsigned depth) override {
     auto ring = open_uring(*this, depth);
     return ring ? std::move(ring) : System::open_ring(depth);
+  }
+  std::uint64_t cached(int fd, std::uint64_t offset, std::uint64_t size) override;
+  void will_need(int fd, std::uint64_t offset, std::uint64_t size) override {
+    ::posix_fadvise(fd, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
   }
   int fstat(int fd, struct stat& status) override { return or_errno(::fstat(fd, &status)); }
   int fchmod(int fd, mode_t mode) override { return or_errno(::fchmod(fd, mode)); }
@@ -111,6 +117,22 @@ int RealSystem::list(int directory, std::vector<std::string>& names) {
   return -errno;
 }
 
+// Of a file that is neither ours nor writable for us, the kernel calls every page cached.
+std::uint64_t RealSystem::cached(int fd, std::uint64_t offset, std::uint64_t size) {
+  const auto page = static_cast<std::uint64_t>(::sysconf(_SC_PAGESIZE));
+  const std::uint64_t begin = offset / page * page;
+  const std::uint64_t length = offset + size - begin;
+  void* const address =
+      ::mmap(nullptr, length, PROT_READ, MAP_SHARED, fd, static_cast<off_t>(begin));
+  if (address == MAP_FAILED) return size;
+  std::vector<unsigned char> resident((length + page - 1) / page);
+  const int result = ::mincore(address, length, resident.data());
+  ::munmap(address, length);
+  if (result < 0) return size;
+  const auto pages = std::ranges::count_if(resident, [](unsigned char x) { return (x & 1) != 0; });
+  return std::min(static_cast<std::uint64_t>(pages) * page, size);
+}
+
 // For names that must not meet; the clock serves where a sandbox forbids getrandom.
 std::uint64_t RealSystem::random() {
   std::uint64_t value = 0;
@@ -124,6 +146,9 @@ std::uint64_t RealSystem::random() {
 std::unique_ptr<Ring> System::open_ring(unsigned) {
   return std::make_unique<SynchronousRing>(*this);
 }
+
+std::uint64_t System::cached(int, std::uint64_t, std::uint64_t size) { return size; }
+void System::will_need(int, std::uint64_t, std::uint64_t) {}
 
 System& real_system() {
   static RealSystem system;

@@ -41,6 +41,10 @@ class System {
   virtual int set_direct(int fd, bool direct) = 0;
   // For transfers in the background, `depth` at a time. Never null.
   virtual std::unique_ptr<Ring> open_ring(unsigned depth);
+  // How many of these bytes are in the page cache; `size` where that cannot be told.
+  virtual std::uint64_t cached(int fd, std::uint64_t offset, std::uint64_t size);
+  // Lets the kernel read them into the page cache meanwhile, and none beside them.
+  virtual void will_need(int fd, std::uint64_t offset, std::uint64_t size);
   virtual int fstat(int fd, struct stat& status) = 0;
   virtual int fchmod(int fd, mode_t mode) = 0;
   virtual int lock(int fd, int command, struct flock& lock) = 0;  // F_SETLK, F_GETLK, F_OFD_SETLK

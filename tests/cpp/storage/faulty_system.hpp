@@ -2,6 +2,8 @@
 // interrupted. Counts the descriptors that are open, so that a leak is seen.
 #pragma once
 
+#include <mutex>
+#include <optional>
 #include <set>
 
 #include "io/system.hpp"
@@ -50,15 +52,19 @@ class FaultySystem final : public io::System {
   std::size_t transfer_limit = SIZE_MAX;  // the most that one pread or pwrite moves
   bool interrupting = false;              // every other call that may be interrupted is
   std::uint64_t size_limit = UINT64_MAX;
-  int no_replace_error = 0;  // what renameat2 says to a flag, as NFS does
-  int lock_error = 0;        // what every lock says
+  int no_replace_error = 0;        // what renameat2 says to a flag, as NFS does
+  int lock_error = 0;              // what every lock says
+  std::optional<bool> all_cached;  // what the page cache is said to have; as it is
 
   int openat(int directory, const char* path, int flags, mode_t mode) override {
     if (const int e = fault(Call::openat)) return e;
     return opened(real().openat(directory, path, flags, mode));
   }
   int close(int fd) override {
-    open_.erase(fd);
+    {
+      const std::lock_guard lock(mutex_);
+      open_.erase(fd);
+    }
     const int result = real().close(fd);
     const int e = fault(Call::close, false);
     return e ? e : result;
@@ -90,6 +96,10 @@ class FaultySystem final : public io::System {
   int set_direct(int fd, bool direct) override {
     if (const int e = fault(Call::set_direct, false)) return e;
     return real().set_direct(fd, direct);
+  }
+  std::uint64_t cached(int fd, std::uint64_t offset, std::uint64_t size) override {
+    if (all_cached) return *all_cached ? size : 0;
+    return real().cached(fd, offset, size);
   }
   int fstat(int fd, struct stat& status) override {
     if (const int e = fault(Call::fstat, false)) return e;
@@ -139,6 +149,7 @@ class FaultySystem final : public io::System {
   static io::System& real() { return io::real_system(); }
 
   int fault(Call call, bool interruptible = true) {
+    const std::lock_guard lock(mutex_);
     ++counts_[static_cast<int>(call)];
     if (call == call_ && countdown_ > 0 && --countdown_ == 0) {
       fired_ = true;
@@ -147,10 +158,12 @@ class FaultySystem final : public io::System {
     return interruptible && interrupting && (flip_ = !flip_) ? -EINTR : 0;
   }
   int opened(int fd) {
+    const std::lock_guard lock(mutex_);
     if (fd >= 0) open_.insert(fd);
     return fd;
   }
 
+  std::mutex mutex_;  // files are read by several threads
   Call call_ = Call::openat;
   int countdown_ = 0;
   int error_ = 0;

@@ -1,0 +1,37 @@
+// Reading much of a file: with several threads, in the order of the file, every checksum compared.
+#pragma once
+
+#include <functional>
+#include <perdure/file.hpp>
+#include <span>
+#include <vector>
+
+namespace perdure::engine {
+
+// A stretch of a record whose bytes do not have the checksum that they were written with.
+struct DamagedBlock {
+  std::uint64_t offset = 0;  // in the file
+  std::uint64_t size = 0;
+};
+
+// One record to read.
+struct RecordRead {
+  const CheckpointFile::Record* record = nullptr;
+  std::uint64_t block_size = 0;  // what has a checksum of its own; the last block may be shorter
+  std::span<const std::uint32_t> checksums;  // of the blocks; empty: there is nothing to compare
+  MutableBytes into;                         // where it goes; empty: nowhere, it is only compared
+  // Nothing of a block is written to `into` before its checksum was found right. Only for blocks of
+  // at most format::kBlockSize.
+  bool compare_first = false;
+};
+
+// Called for each damaged block, by one thread at a time, in any order. What it throws ends the
+// reading.
+using OnDamage = std::function<void(const RecordRead&, const DamagedBlock&)>;
+
+// Takes a few MiB for each of at most four threads, the caller's among them. Where several places
+// make it throw, the error is that of the first one in the file; those behind it may be unread.
+void bulk_read(const Source& source, const std::vector<RecordRead>& reads,
+               const OnDamage& on_damage);
+
+}  // namespace perdure::engine
