@@ -32,7 +32,15 @@ std::string zip64_extra(const ZipRecord& record, std::uint64_t compressed) {
   return out + fields;
 }
 
+// Bytes of what zip64_extra gives.
+std::uint64_t zip64_extra_size(const ZipRecord& record) {
+  if (!record.is_large()) return 0;
+  return 4 + (record.size >= kMax32 ? 16 : 0) + (record.header_offset >= kMax32 ? 8 : 0);
+}
+
 constexpr std::uint64_t kLocalHeaderSize = 30;
+constexpr std::uint64_t kCentralHeaderSize = 46;
+constexpr std::uint64_t kEndRecordsSize = 56 + 20 + 22;
 constexpr std::uint64_t kPaddingHeaderSize = 4;  // 'F' 'B' and the length of the padding
 
 void put_central_entry(std::string& out, const ZipRecord& record) {
@@ -90,7 +98,7 @@ void append_record(std::vector<ZipRecord>& records, std::string name, std::uint6
   record.size = size;
   record.header_offset = records.empty() ? 0 : records.back().end();
   const std::uint64_t unpadded = record.header_offset + kLocalHeaderSize + record.name.size() +
-                                 zip64_extra(record, 0).size() + kPaddingHeaderSize;
+                                 zip64_extra_size(record) + kPaddingHeaderSize;
   record.data_offset = (unpadded + kAlignment - 1) / kAlignment * kAlignment;
   records.push_back(std::move(record));
 }
@@ -129,8 +137,16 @@ std::string data_descriptor(const ZipRecord& record) {
   return out;
 }
 
+std::uint64_t central_directory_size(const std::vector<ZipRecord>& records) {
+  std::uint64_t size = kEndRecordsSize;
+  for (const ZipRecord& record : records)
+    size += kCentralHeaderSize + record.name.size() + zip64_extra_size(record);
+  return size;
+}
+
 std::string central_directory(const std::vector<ZipRecord>& records) {
   std::string out;
+  out.reserve(central_directory_size(records));
   for (const ZipRecord& record : records) put_central_entry(out, record);
   put_end_records(out, records.size(), records.empty() ? 0 : records.back().end());
   return out;

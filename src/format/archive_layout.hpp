@@ -37,5 +37,6 @@ std::string data_descriptor(const ZipRecord& record);
 // Central directory, zip64 end record and locator, end record. Its length does not depend on the
 // checksums.
 std::string central_directory(const std::vector<ZipRecord>& records);
+std::uint64_t central_directory_size(const std::vector<ZipRecord>& records);
 
 }  // namespace perdure::format

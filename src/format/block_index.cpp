@@ -15,26 +15,31 @@ constexpr std::string_view kMagic = "PERDUREX";
 constexpr std::uint8_t kRequiresGrad = 1, kParameter = 2, kConj = 4, kNeg = 8;
 constexpr std::uint8_t kString = 0, kInteger = 1, kRepr = 2;
 constexpr std::size_t kReprLimit = 200;
+constexpr std::size_t kUsualLine = 128;  // bytes of a tensor in the index, to reserve
 
 [[noreturn]] void damaged(const char* what) {
   throw Error(ErrorCode::corrupt, fmt::format(".perdure/index: {}", what));
 }
 
-void put_key(std::string& out, const Value& key) {
-  std::uint8_t tag = kRepr;
-  std::string text;
-  if (key.kind() == Kind::string) {
-    tag = kString;
-    text = key.as_string();
-  } else if (key.kind() == Kind::integer && key.as_big_int() == nullptr) {
-    tag = kInteger;
-    text = fmt::format("{}", key.as_int());
-  } else {
-    text = repr(key, kReprLimit);
-  }
+void put_key_text(std::string& out, std::uint8_t tag, std::string_view text) {
   put<std::uint8_t>(out, tag);
   put<std::uint32_t>(out, static_cast<std::uint32_t>(text.size()));
   out += text;
+}
+
+void put_integer_key(std::string& out, std::int64_t x) {
+  char digits[24];
+  const auto [end, error] = std::to_chars(std::begin(digits), std::end(digits), x);
+  put_key_text(out, kInteger, {digits, end});
+}
+
+void put_key(std::string& out, const PathStep& step) {
+  if (step.key == nullptr) return put_integer_key(out, static_cast<std::int64_t>(step.position));
+  const Value& key = *step.key;
+  if (key.kind() == Kind::string) return put_key_text(out, kString, key.as_string());
+  if (key.kind() == Kind::integer && key.as_big_int() == nullptr)
+    return put_integer_key(out, key.as_int());
+  put_key_text(out, kRepr, repr(key, kReprLimit));
 }
 
 Value take_key(ByteReader& in) {
@@ -50,22 +55,30 @@ Value take_key(ByteReader& in) {
   return Value(number);
 }
 
-void put_tensor(std::string& out, const PlannedTensor& planned, const StoragePlan& plan) {
+std::uint8_t flags_of(const Tensor& tensor) {
+  return static_cast<std::uint8_t>((tensor.requires_grad ? kRequiresGrad : 0) |
+                                   (tensor.parameter ? kParameter : 0) | (tensor.conj ? kConj : 0) |
+                                   (tensor.neg ? kNeg : 0));
+}
+
+// `keys` is room for the path, of which the plan has the last step and whose parent each one is.
+void put_tensor(std::string& out, const PlannedTensor& planned, const StoragePlan& plan,
+                std::vector<const PathStep*>& keys) {
+  keys.clear();
+  for (std::uint32_t step = planned.step; step != 0; step = plan.steps()[step].parent)
+    keys.push_back(&plan.steps()[step]);
   const Tensor& tensor = *planned.tensor;
-  const int flags = (tensor.requires_grad ? kRequiresGrad : 0) |
-                    (tensor.parameter ? kParameter : 0) | (tensor.conj ? kConj : 0) |
-                    (tensor.neg ? kNeg : 0);
   put<std::uint64_t>(out, static_cast<std::uint64_t>(planned.record));
   put<std::uint8_t>(out, static_cast<std::uint8_t>(tensor.dtype));
-  put<std::uint8_t>(out, static_cast<std::uint8_t>(flags));
-  put<std::uint16_t>(out, static_cast<std::uint16_t>(planned.path.size()));
+  put<std::uint8_t>(out, flags_of(tensor));
+  put<std::uint16_t>(out, static_cast<std::uint16_t>(keys.size()));
   put<std::uint32_t>(out, static_cast<std::uint32_t>(tensor.shape.size()));
-  put<std::uint64_t>(out, static_cast<std::uint64_t>(plan.storage_offset(tensor)));
+  put<std::uint64_t>(out, static_cast<std::uint64_t>(planned.storage_offset));
   for (const std::int64_t size : tensor.shape)
     put<std::uint64_t>(out, static_cast<std::uint64_t>(size));
   for (const std::int64_t stride : tensor.strides)
     put<std::uint64_t>(out, static_cast<std::uint64_t>(stride));
-  for (const Value& key : planned.path) put_key(out, key);
+  for (std::size_t i = keys.size(); i-- > 0;) put_key(out, *keys[i]);
 }
 
 std::vector<std::int64_t> take_numbers(ByteReader& in, std::uint32_t count) {
@@ -116,19 +129,27 @@ std::uint64_t block_count(std::uint64_t size, std::uint64_t block_size) noexcept
   return size / block_size + (size % block_size != 0 ? 1 : 0);
 }
 
-std::uint64_t index_size(const StoragePlan& plan) {
-  std::vector<StorageChecksums> empty(plan.records().size());
-  for (std::size_t i = 0; i < empty.size(); ++i)
-    empty[i].blocks.resize(block_count(plan.records()[i].size, kBlockSize));
-  return write_index(empty, plan).size();
+TensorLines tensor_lines(const StoragePlan& plan) {
+  TensorLines lines{.count = plan.tensors().size(), .bytes = {}};
+  lines.bytes.reserve(lines.count * kUsualLine);
+  std::vector<const PathStep*> keys;
+  for (const PlannedTensor& planned : plan.tensors()) put_tensor(lines.bytes, planned, plan, keys);
+  return lines;
 }
 
-std::string write_index(const std::vector<StorageChecksums>& storages, const StoragePlan& plan) {
+std::uint64_t index_size(const std::vector<StorageRecord>& records, const TensorLines& lines) {
+  std::uint64_t size = kMagic.size() + 24 + lines.bytes.size();
+  for (const StorageRecord& record : records) size += 20 + 4 * block_count(record.size, kBlockSize);
+  return size;
+}
+
+std::string write_index(const std::vector<StorageChecksums>& storages, const TensorLines& lines) {
   std::string out(kMagic);
+  out.reserve(kMagic.size() + 24 + storages.size() * 24 + lines.bytes.size());
   put<std::uint32_t>(out, kIndexVersion);
   put<std::uint32_t>(out, static_cast<std::uint32_t>(kBlockSize));
   put<std::uint64_t>(out, storages.size());
-  put<std::uint64_t>(out, plan.tensors().size());
+  put<std::uint64_t>(out, lines.count);
   for (const StorageChecksums& storage : storages) {
     put<std::uint64_t>(out, storage.data_offset);
     put<std::uint64_t>(out, storage.size);
@@ -136,7 +157,7 @@ std::string write_index(const std::vector<StorageChecksums>& storages, const Sto
   }
   for (const StorageChecksums& storage : storages)
     for (const std::uint32_t crc : storage.blocks) put<std::uint32_t>(out, crc);
-  for (const PlannedTensor& planned : plan.tensors()) put_tensor(out, planned, plan);
+  out += lines.bytes;
   return out;
 }
 

@@ -38,9 +38,16 @@ struct BlockIndex {
 };
 
 std::uint64_t block_count(std::uint64_t size, std::uint64_t block_size) noexcept;
+// The part of the index that says where the tensors lie: known before anything is written, and
+// free of the state that it was made of.
+struct TensorLines {
+  std::uint64_t count = 0;
+  std::string bytes;
+};
+TensorLines tensor_lines(const StoragePlan& plan);
 // Bytes of the index that write_index will make: a function of the structure alone.
-std::uint64_t index_size(const StoragePlan& plan);
-std::string write_index(const std::vector<StorageChecksums>& storages, const StoragePlan& plan);
+std::uint64_t index_size(const std::vector<StorageRecord>& records, const TensorLines& lines);
+std::string write_index(const std::vector<StorageChecksums>& storages, const TensorLines& lines);
 // Error(corrupt) where the bytes contradict themselves, Error(unsupported) for a newer version.
 BlockIndex read_index(std::string_view bytes);
 

@@ -11,9 +11,16 @@
 namespace perdure::format {
 
 template <std::unsigned_integral T>
-void put(std::string& out, T x) {
+void put_at(char* to, T x) {
   for (std::size_t i = 0; i < sizeof(T); ++i)
-    out.push_back(static_cast<char>(static_cast<unsigned char>(x >> (8 * i))));
+    to[i] = static_cast<char>(static_cast<unsigned char>(x >> (8 * i)));
+}
+
+template <std::unsigned_integral T>
+void put(std::string& out, T x) {
+  char bytes[sizeof(T)];
+  put_at(bytes, x);
+  out.append(bytes, sizeof(T));
 }
 
 template <std::unsigned_integral T>

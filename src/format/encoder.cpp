@@ -15,34 +15,41 @@ namespace perdure::format {
 
 // The order of records: tensors first, so that their offsets depend on the structure of the state
 // alone and not on an epoch number that grows a digit; the index next to last, because it holds
-// their checksums.
+// their checksums. Nothing in here refers to the state: only TensorRecord::bytes do, to its memory.
 struct Encoder::Plan {
   struct Text {
     std::string name;
     std::string content;
   };
 
-  StoragePlan storages;
+  TensorLines lines;
   std::vector<Text> texts;
   std::vector<ZipRecord> records;  // storages, texts, index
   std::vector<TensorRecord> tensors;
   std::uint64_t file_size = 0;
 
-  Plan(const Value& state, const CheckpointInfo& info) : storages(state) {
+  Plan(const Value& state, const CheckpointInfo& info) {
+    const StoragePlan storages(state);
+    lines = tensor_lines(storages);
     texts = {{"data.pkl", write_pickle(state, storages)},
              {".format_version", "1"},
              {".storage_alignment", fmt::format("{}", kAlignment)},
              {"byteorder", "little"},
              {"version", "3\n"},
              {".perdure/checkpoint.json", write_checkpoint_json(info)}};
-    for (const StorageRecord& storage : storages.records()) append_tensor(storage);
+    append_tensors(storages.records());
     for (const Text& text : texts) append(text.name, text.content.size());
-    append(".perdure/index", index_size(storages));
-    file_size = records.back().end() + central_directory(records).size();
+    append(".perdure/index", index_size(storages.records(), lines));
+    file_size = records.back().end() + central_directory_size(records);
   }
 
+  void append_tensors(const std::vector<StorageRecord>& storages) {
+    records.reserve(storages.size() + texts.size() + 1);
+    tensors.reserve(storages.size());
+    for (const StorageRecord& storage : storages) append_tensor(storage);
+  }
   void append_tensor(const StorageRecord& storage) {
-    append(fmt::format("data/{}", tensors.size()), storage.size);
+    append("data/" + std::to_string(tensors.size()), storage.size);
     const ZipRecord& record = records.back();
     const std::byte* data = storage.size == 0 ? nullptr : storage.storage->data + storage.begin;
     tensors.push_back({.bytes = {data, storage.size},
@@ -52,7 +59,9 @@ struct Encoder::Plan {
                        .liveness = storage.liveness});
   }
   void append(std::string_view name, std::uint64_t size) {
-    append_record(records, fmt::format("{}/{}", kArchiveName, name), size);
+    std::string full(kArchiveName);
+    full.append("/").append(name);
+    append_record(records, std::move(full), size);
   }
 };
 
@@ -114,8 +123,9 @@ std::string Encoder::tail(const std::vector<StorageChecksums>& sums) const {
   std::string out;
   out.reserve(file_size() - tail_offset());
   for (const Plan::Text& text : plan_->texts) append_text(out, text.content, records[next++]);
-  append_text(out, write_index(sums, plan_->storages), records[next]);
-  return out + central_directory(records);
+  append_text(out, write_index(sums, plan_->lines), records[next]);
+  out += central_directory(records);
+  return out;
 }
 
 void Encoder::write(const std::function<void(ConstBytes)>& sink) const {

@@ -3,12 +3,16 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <charconv>
+#include <unordered_map>
+#include <vector>
 
 #include "format/coding.hpp"
 #include "format/pickle_opcodes.hpp"
 #include "format/pickle_reader.hpp"
+#include "format/text_memo.hpp"
 
 namespace perdure::format {
 namespace {
@@ -17,7 +21,7 @@ constexpr std::size_t kBatch = 1000;  // items per SETITEMS or APPENDS, as Pytho
 
 // The opcodes for which read_pickle makes no node. None and the bools are three nodes for all of
 // them.
-bool makes_no_node(Op x) {
+constexpr bool makes_no_node(Op x) {
   switch (x) {
     case Op::protocol:
     case Op::stop:
@@ -39,6 +43,17 @@ bool makes_no_node(Op x) {
   }
 }
 
+constexpr std::array<bool, 256> kMakesNode = [] {
+  std::array<bool, 256> made{};
+  for (std::size_t i = 0; i < made.size(); ++i) made[i] = !makes_no_node(static_cast<Op>(i));
+  return made;
+}();
+
+struct Global {
+  std::string_view module, name;  // of the program's own: they outlive the writer
+  std::uint32_t number = 0;       // in the memo
+};
+
 class PickleWriter {
  public:
   explicit PickleWriter(const StoragePlan& plan) : plan_(plan) {}
@@ -56,10 +71,14 @@ class PickleWriter {
   void op(Op x) {
     out_.push_back(static_cast<char>(x));
     ++opcodes_;
-    if (!makes_no_node(x)) ++nodes_;
-    check_size();
+    nodes_ += kMakesNode[static_cast<std::uint8_t>(x)];
   }
-  void check_size() const;
+  void check_size() const {
+    if (out_.size() > kMaxPickle || repeated_text_ > kMaxRepeatedText || nodes_ + 3 > kMaxNodes ||
+        opcodes_ > kMaxOpcodes) [[unlikely]]
+      refuse_size();
+  }
+  [[noreturn]] void refuse_size() const;
   void write_value(const Value& value);
   void write_container(const Value& value);
   void write_integer(const Value& value);
@@ -75,11 +94,10 @@ class PickleWriter {
   void write_dict_items(const Dict& dict);
   void write_dict(const Dict& dict);
   void write_device(const std::string& device);
-  void write_tensor(const Tensor& tensor);
-  void write_plain_tensor(const Tensor& tensor, bool requires_grad);
+  void write_tensor(const PlannedTensor& planned);
+  void write_plain_tensor(const PlannedTensor& planned, bool requires_grad);
   void write_meta_tensor(const Tensor& tensor, bool requires_grad);
-  void write_storage(const Tensor& tensor, const StorageRecord& record, std::int64_t number,
-                     bool untyped);
+  void write_storage(const PlannedTensor& planned, const StorageRecord& record, bool untyped);
   void write_empty_hooks();
   void write_flags(const Tensor& tensor);
   void close_tuple(std::size_t size);
@@ -93,23 +111,22 @@ class PickleWriter {
   std::uint64_t nodes_ = 0;
   std::uint64_t repeated_text_ = 0;  // of texts that the memo spared
   std::uint32_t memo_size_ = 0;
-  std::unordered_map<std::string, std::uint32_t> strings_;
-  std::unordered_map<std::string, std::uint32_t> globals_;
+  std::size_t next_tensor_ = 0;  // in the plan
+  TextMemo strings_{out_};
+  std::vector<Global> globals_;  // a few dozen at most
   std::unordered_map<const void*, std::uint32_t> objects_;
 };
 
-void PickleWriter::check_size() const {
-  const char* too_many =
-      out_.size() > kMaxPickle ? "more than 1 GiB of values besides its tensors"
-      : repeated_text_ > kMaxRepeatedText
-          ? "more than 128 MiB of str that stand there again and again"
-      : nodes_ + 3 > kMaxNodes ? "more than 16 million values besides its tensors"
-      : opcodes_ > kMaxOpcodes ? "more than 64 million values besides its tensors"
-                               : nullptr;
-  if (too_many != nullptr)
-    throw Error(
-        ErrorCode::invalid,
-        fmt::format("the state has {}; put long lists, str and bytes into tensors", too_many));
+void PickleWriter::refuse_size() const {
+  const char* too_many = out_.size() > kMaxPickle ? "more than 1 GiB of values besides its tensors"
+                         : repeated_text_ > kMaxRepeatedText
+                             ? "more than 128 MiB of str that stand there again and again"
+                         : nodes_ + 3 > kMaxNodes
+                             ? "more than 16 million values besides its tensors"
+                             : "more than 64 million values besides its tensors";
+  throw Error(
+      ErrorCode::invalid,
+      fmt::format("the state has {}; put long lists, str and bytes into tensors", too_many));
 }
 
 void PickleWriter::put_memo() {
@@ -141,6 +158,7 @@ bool PickleWriter::get_object(const void* identity) {
 }
 
 void PickleWriter::write_value(const Value& value) {
+  check_size();
   switch (value.kind()) {
     case Kind::none:
       return op(Op::none);
@@ -182,6 +200,8 @@ void PickleWriter::write_value(const Value& value) {
 void PickleWriter::write_container(const Value& value) {
   // What one handle alone refers to cannot turn up again, and needs no memo entry.
   const bool shared = value.use_count() > 1;
+  // The plan has a line for every place of a tensor, also where it is written but once.
+  const std::size_t tensor = value.kind() == Kind::tensor ? next_tensor_++ : 0;
   if (shared && get_object(value.identity())) return;
   switch (value.kind()) {
     case Kind::list:
@@ -203,7 +223,7 @@ void PickleWriter::write_container(const Value& value) {
       op(Op::reduce);
       break;
     case Kind::tensor:
-      write_tensor(value.as_tensor());
+      write_tensor(plan_.tensors()[tensor]);
       break;
     default:
       write_dict(value.as_dict());
@@ -259,12 +279,12 @@ void PickleWriter::write_raw_string(std::string_view text) {
 }
 
 void PickleWriter::write_string(std::string_view text) {
-  const auto [it, fresh] = strings_.try_emplace(std::string(text), memo_size_);
-  if (!fresh) {
+  if (const std::uint32_t* number = strings_.find(text)) {
     repeated_text_ += text.size();
-    return get_memo(it->second);
+    return get_memo(*number);
   }
   write_raw_string(text);
+  strings_.add(text.size(), memo_size_);
   put_memo();
 }
 
@@ -286,10 +306,11 @@ void PickleWriter::write_bytes(std::string_view bytes) {
 }
 
 void PickleWriter::write_global(std::string_view module, std::string_view name) {
-  const auto [it, fresh] = globals_.try_emplace(fmt::format("{}\n{}\n", module, name), memo_size_);
-  if (!fresh) return get_memo(it->second);
+  for (const Global& known : globals_)
+    if (known.name == name && known.module == module) return get_memo(known.number);
   op(Op::global);
-  out_ += it->first;
+  out_.append(module).append("\n").append(name).append("\n");
+  globals_.push_back({module, name, memo_size_});
   put_memo();
 }
 
@@ -373,13 +394,14 @@ void PickleWriter::write_device(const std::string& device) {
   op(Op::reduce);
 }
 
-void PickleWriter::write_tensor(const Tensor& tensor) {
+void PickleWriter::write_tensor(const PlannedTensor& planned) {
+  const Tensor& tensor = *planned.tensor;
   const bool meta = tensor.storage->device == "meta";
   const auto write_inner = [&](bool requires_grad) {
     if (meta)
       write_meta_tensor(tensor, requires_grad);
     else
-      write_plain_tensor(tensor, requires_grad);
+      write_plain_tensor(planned, requires_grad);
   };
   if (!tensor.parameter) return write_inner(tensor.requires_grad);
   write_global("torch._utils", "_rebuild_parameter");
@@ -401,14 +423,14 @@ void PickleWriter::write_meta_tensor(const Tensor& tensor, bool requires_grad) {
   op(Op::reduce);
 }
 
-void PickleWriter::write_plain_tensor(const Tensor& tensor, bool requires_grad) {
-  const std::int64_t number = plan_.record_of(tensor);
-  const StorageRecord& record = plan_.records()[static_cast<std::size_t>(number)];
+void PickleWriter::write_plain_tensor(const PlannedTensor& planned, bool requires_grad) {
+  const Tensor& tensor = *planned.tensor;
+  const StorageRecord& record = plan_.records()[static_cast<std::size_t>(planned.record)];
   const bool untyped = needs_untyped_storage(tensor.dtype, record);
   write_global("torch._utils", untyped ? "_rebuild_tensor_v3" : "_rebuild_tensor_v2");
   op(Op::mark);
-  write_storage(tensor, record, number, untyped);
-  write_small(plan_.storage_offset(tensor));
+  write_storage(planned, record, untyped);
+  write_small(planned.storage_offset);
   write_ints(tensor.shape);
   write_ints(tensor.strides);
   op(requires_grad ? Op::new_true : Op::new_false);
@@ -419,18 +441,20 @@ void PickleWriter::write_plain_tensor(const Tensor& tensor, bool requires_grad) 
   op(Op::reduce);
 }
 
-void PickleWriter::write_storage(const Tensor& tensor, const StorageRecord& record,
-                                 std::int64_t number, bool untyped) {
+void PickleWriter::write_storage(const PlannedTensor& planned, const StorageRecord& record,
+                                 bool untyped) {
+  const DType dtype = planned.tensor->dtype;
   op(Op::mark);
   write_string("storage");
   if (untyped)
     write_global("torch.storage", "UntypedStorage");
   else
-    write_global("torch", storage_class(tensor.dtype));
-  write_string(fmt::format("{}", number));
+    write_global("torch", storage_class(dtype));
+  char digits[24];
+  const auto [end, error] = std::to_chars(std::begin(digits), std::end(digits), planned.record);
+  write_string({digits, end});
   write_string(record.storage->device);
-  write_small(
-      static_cast<std::int64_t>(untyped ? record.size : record.size / itemsize(tensor.dtype)));
+  write_small(static_cast<std::int64_t>(untyped ? record.size : record.size / itemsize(dtype)));
   op(Op::tuple);
   op(Op::bin_pers_id);
 }

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <perdure/value.hpp>
-#include <string>
-#include <unordered_map>
 #include <vector>
 
 namespace perdure::format {
@@ -19,35 +17,65 @@ struct StorageRecord {
   Liveness liveness = Liveness::stepped;  // the least that a tensor in it claims
 };
 
-struct PlannedTensor {
-  KeyPath path;
-  const Tensor* tensor = nullptr;
-  std::int64_t record = -1;  // -1: on the meta device, no bytes
+// One key on the way to a tensor. Paths share their beginnings: thousands of tensors are below a
+// few dicts.
+struct PathStep {
+  std::uint32_t parent = 0;    // place in StoragePlan::steps(); step 0 is the state itself
+  const Value* key = nullptr;  // in the state; null: the position in a list or tuple
+  std::uint64_t position = 0;
 };
 
+struct PlannedTensor {
+  const Tensor* tensor = nullptr;
+  std::uint32_t step = 0;           // the last of its path
+  std::int64_t record = -1;         // -1: on the meta device, no bytes
+  std::int64_t storage_offset = 0;  // elements, in the record
+};
+
+// The records that tensors were put into, by their memory.
+class MemoryTable {
+ public:
+  explicit MemoryTable(const std::vector<StorageRecord>& records) : records_(records) {}
+  // The number of the record of this memory, or of the next one to be made, which then is taken to
+  // be of it.
+  std::size_t find_or_add(const TensorStorage& storage);
+
+ private:
+  void grow();
+  std::size_t slot_of(const TensorStorage& storage) const;
+
+  const std::vector<StorageRecord>& records_;
+  std::vector<std::uint32_t> slots_;  // number of the record + 1; 0: free
+};
+
+// Refers to the state that it was made of, and lives no longer than that.
 class StoragePlan {
  public:
   // Walks the state in the order in which it will be pickled. Error(invalid) with the place of a
   // value that no file can hold: opaque objects, cycles, more than 500 levels, ints of more than
   // 255 bytes, tensors that reach outside of their storage or whose bytes are not there.
   explicit StoragePlan(const Value& state);
+  StoragePlan(const StoragePlan&) = delete;
+  StoragePlan& operator=(const StoragePlan&) = delete;
 
   const std::vector<StorageRecord>& records() const { return records_; }
+  // In the order of the pickle, one for each place; a tensor in a container that is shared has one.
   const std::vector<PlannedTensor>& tensors() const { return tensors_; }
-  std::int64_t record_of(const Tensor& tensor) const;       // -1: none
-  std::int64_t storage_offset(const Tensor& tensor) const;  // elements, in the record
+  const std::vector<PathStep>& steps() const { return steps_; }
+  KeyPath path(std::uint32_t step) const;
 
  private:
   friend class StateWalk;
-  void add_tensor(const Tensor& tensor, const KeyPath& path);
-  StorageRecord& record_for(const Tensor& tensor);
+  void add_tensor(const Tensor& tensor, std::uint32_t step);
+  std::size_t record_for(const Tensor& tensor);
   void settle();
-  static void check_gradient(const PlannedTensor& planned, const StorageRecord& record);
+  void check_gradient(const PlannedTensor& planned, const StorageRecord& record) const;
+  [[noreturn]] void refuse(std::uint32_t step, const std::string& what) const;
 
   std::vector<StorageRecord> records_;
   std::vector<PlannedTensor> tensors_;
-  std::unordered_map<std::string, std::size_t> by_memory_;  // data, size, device -> record
-  std::unordered_map<const Tensor*, std::int64_t> by_tensor_;
+  std::vector<PathStep> steps_;
+  MemoryTable by_memory_{records_};
 };
 
 }  // namespace perdure::format
