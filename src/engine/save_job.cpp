@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "format/crc32.hpp"
+#include "format/storage_plan.hpp"
 
 namespace perdure::engine {
 namespace {
@@ -45,6 +46,7 @@ void SaveJob::capture(unsigned threads) {
     stats.stalled = Seconds(seconds());
     if (!file_.overlapped()) stats.copied = stats.stalled;
   });
+  if (capture_ == Capture::eager) let_go();
 }
 
 std::string SaveJob::fence() {
@@ -58,15 +60,29 @@ std::string SaveJob::fence() {
     stats.fence_waited = Seconds(Clock::now() - begin);
     if (stats.copied.count() == 0) stats.copied = Seconds(seconds());
   });
+  let_go();
   return changed;
 }
 
-void SaveJob::let_go() { state_ = Value(); }
+// The encoder knows what it needs of it, and the arena has the bytes.
+void SaveJob::let_go() {
+  state_ = Value();
+  const std::lock_guard guard(mutex_);
+  watch_ = StepWatch();
+}
 
 // Whoever comes first, the fence or the writer: afterwards a step may change everything.
 void SaveJob::settle_watch() {
   const std::lock_guard guard(mutex_);
   if (!std::exchange(watched_, true)) torn_ = watch_.changed();
+}
+
+std::string SaveJob::tensor_name(std::size_t record) const {
+  const format::StoragePlan plan(state_);
+  for (const format::PlannedTensor& tensor : plan.tensors())
+    if (tensor.record == static_cast<std::int64_t>(record))
+      return format_path(plan.path(tensor.step));
+  return "no tensor";
 }
 
 // The live bytes against the checksums of what was copied.
@@ -78,7 +94,7 @@ std::string SaveJob::compare() {
   for (std::size_t i = 0; i < sums_.size() && changed.size() < 5; ++i)
     if (tensors[i].liveness == Liveness::stepped &&
         format::crc32(tensors[i].bytes) != sums_[i].crc32)
-      changed.push_back(encoder_.tensor_name(i));
+      changed.push_back(tensor_name(i));
   if (changed.empty()) return "";
   return fmt::format(
       "changed between a save and the step after it: {}. The checkpoint is right, for it was "

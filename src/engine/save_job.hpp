@@ -29,8 +29,6 @@ class SaveJob {
   // Before a step: copies what is left (overlapped), or says what has changed since capture()
   // (checked), "" where nothing has. Only the first call does anything.
   std::string fence();
-  // What the copies were taken from may go: the arena has it.
-  void let_go();
 
   // --- The thread that writes ---
 
@@ -39,7 +37,9 @@ class SaveJob {
 
  private:
   double seconds() const;  // since save() was called
+  void let_go();
   void settle_watch();
+  std::string tensor_name(std::size_t record) const;
   std::string compare();
 
   Value state_;  // keeps the memory that is copied from

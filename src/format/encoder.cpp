@@ -97,11 +97,6 @@ Encoder::~Encoder() = default;
 
 std::uint64_t Encoder::file_size() const { return plan_->file_size; }
 std::span<const TensorRecord> Encoder::tensors() const { return plan_->tensors; }
-std::string Encoder::tensor_name(std::size_t tensor) const {
-  for (const PlannedTensor& planned : plan_->storages.tensors())
-    if (planned.record == static_cast<std::int64_t>(tensor)) return format_path(planned.path);
-  return "no tensor";
-}
 std::uint64_t Encoder::tail_offset() const {
   return plan_->tensors.empty() ? 0 : plan_->tensors.back().end;
 }

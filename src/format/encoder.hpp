@@ -37,7 +37,6 @@ class Encoder {
 
   std::uint64_t file_size() const;  // bytes, exactly
   std::span<const TensorRecord> tensors() const;
-  std::string tensor_name(std::size_t tensor) const;  // the place in the state of one that is in it
   std::uint64_t tail_offset() const;                  // where the last tensor record ends
   std::string header(std::size_t tensor) const;       // all from header_offset to data_offset
   std::string descriptor(std::size_t tensor, std::uint32_t crc32) const;
