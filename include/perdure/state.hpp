@@ -183,6 +183,12 @@ void TrainingState::add(std::string name, T& object) {
     entry.align = [&object](const Value& v, const CheckpointInfo::Optimizer& o,
                             const std::vector<ParameterName>& n,
                             Problems& p) { return A::align(object, v, o, n, p); };
+  if constexpr (requires { A::versions(object); })
+    entry.versions = [&object] { return A::versions(object); };
+  if constexpr (requires { A::version_name(object, std::size_t{}); })
+    entry.version_name = [&object](std::size_t place) { return A::version_name(object, place); };
+  if constexpr (requires { A::stepped(object); })
+    entry.stepped = [&object] { return A::stepped(object); };
   add_entry(std::move(entry));
   if constexpr (requires(TrainingState& s) { A::attach(s); }) A::attach(*this);
 }

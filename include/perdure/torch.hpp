@@ -207,6 +207,11 @@ struct Adapter<T> {
                      const std::vector<ParameterName>& names, Problems& problems) {
     return detail::align_optimizer(x, value, recorded, names, problems);
   }
+  static std::vector<std::uint64_t> versions(const T& x) { return detail::step_versions(x); }
+  static std::string version_name(const T& x, std::size_t place) {
+    return detail::stepped_name(x, place);
+  }
+  static std::vector<const void*> stepped(const T& x) { return detail::stepped_storages(x); }
   static void attach(TrainingState& state) { detail::attach_rng(state); }
 };
 

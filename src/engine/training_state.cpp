@@ -5,6 +5,7 @@
 #include <perdure/state.hpp>
 
 #include "engine/key_prefix.hpp"
+#include "engine/mark_stepped.hpp"
 
 namespace perdure {
 namespace {
@@ -192,6 +193,7 @@ Dict TrainingState::state_dict() const {
                 "start anew, before it is saved");
   Dict dict;
   for (const Entry& entry : entries_) dict.set(entry.name, entry.state_dict());
+  engine::mark_stepped(dict, entries_);
   dict.set(kStep, step);
   Dict rng;
   for (const RngKind& kind : rng_kinds_) rng.set(kind.name, kind.capture());

@@ -381,6 +381,55 @@ void place(O& optimizer, LoadedOptimizer<O> loaded) {
   }
 }
 
+// --- What its step changes ---
+
+// Calls f(number of the parameter, tensor) for each parameter and the tensors of its state.
+template <class F>
+void for_each_stepped(const torch::optim::Optimizer& optimizer, const F& f) {
+  with_optimizer(optimizer, [&]<class O>(const O& o) {
+    std::size_t number = 0;
+    for (const auto& group : o.param_groups()) {
+      for (const at::Tensor& param : group.params()) {
+        f(number, param);
+        const auto found = o.state().find(param.unsafeGetTensorImpl());
+        std::vector<at::Tensor> state;
+        if (found != o.state().end() && found->second != nullptr)
+          OptimizerTraits<O>::state(static_cast<const StateOf<O>&>(*found->second),
+                                    static_cast<const OptionsOf<O>&>(group.options()),
+                                    StateTensors{state});
+        for (const at::Tensor& tensor : state)
+          if (tensor.defined()) f(number, tensor);
+        ++number;
+      }
+    }
+  });
+}
+
+inline std::vector<std::uint64_t> step_versions(const torch::optim::Optimizer& optimizer) {
+  std::vector<std::uint64_t> versions;
+  for_each_stepped(optimizer, [&](std::size_t, const at::Tensor& tensor) {
+    versions.push_back(static_cast<std::uint64_t>(tensor._version()));
+  });
+  return versions;
+}
+
+inline std::string stepped_name(const torch::optim::Optimizer& optimizer, std::size_t place) {
+  std::string name;
+  std::size_t at = 0;
+  for_each_stepped(optimizer, [&](std::size_t number, const at::Tensor&) {
+    if (at++ == place) name = "parameter " + std::to_string(number) + " or its state";
+  });
+  return name;
+}
+
+inline std::vector<const void*> stepped_storages(const torch::optim::Optimizer& optimizer) {
+  std::vector<const void*> storages;
+  for (const auto& group : optimizer.param_groups())
+    for (const at::Tensor& param : group.params())
+      if (!param.is_meta()) storages.push_back(param.storage().data());
+  return storages;
+}
+
 inline void check_optimizer(const torch::optim::Optimizer& optimizer, const Value& value,
                             Problems& problems) {
   with_optimizer(optimizer, [&]<class O>(const O& o) { read_optimizer<O>(o, value, problems); });
