@@ -114,6 +114,12 @@ class CheckpointFile {
   using Allocate = std::function<void(TensorStorage&)>;
   void read_all(const Value& value, const Allocate& allocate = {}) const;
 
+  // Reads these storages, by number, over what is in the memory that they have: nothing of a block
+  // is written there before its checksum was found right. When it throws, some blocks are
+  // overwritten. Only where reads_in_place().
+  void read_in_place(const std::vector<std::size_t>& storages) const;
+  bool reads_in_place() const;  // it has checksums for blocks of no more than a few MiB
+
   struct Record {              // one zip entry
     std::string name;          // without the archive's top folder
     std::uint64_t offset = 0;  // of its data in the file

@@ -43,6 +43,7 @@ struct ParameterName {
 //   const CheckpointInfo::Optimizer& recorded,
 //                      const std::vector<ParameterName>&, Problems&);  // optimizers: file order ->
 //                      own order
+//   static Value live(const T&);  // see TrainingState::Entry
 template <class T>
 struct Adapter;
 
@@ -69,6 +70,12 @@ class TrainingState {
     std::function<std::string(std::size_t)> version_name = {};
     // Of an optimizer: the storages (their first bytes) of the parameters that its step changes.
     std::function<std::vector<const void*>()> stepped = {};
+    // For a restore: the object's state as state_dict() gives it, as far as its tensors are marked
+    // as the object's own (Liveness). A file's bytes may be read straight into them, after check
+    // and before load_state_dict, which then finds those tensors in its argument. Whoever has it
+    // gets tensors without data in align and check: all but numbers (of an optimizer), and those
+    // that give several values to one memory.
+    std::function<Value()> live = {};
   };
   // One kind of random number generator: "torch", "python", "numpy", "cuda".
   struct RngKind {
@@ -107,7 +114,17 @@ class TrainingState {
                        bool strict = true);
   bool broken() const noexcept { return broken_; }
 
+  // The same with a file that is open and not yet read. What fits (and strict is) goes from the
+  // file straight into the tensors of registered objects, without a second copy in memory; a block
+  // is verified before it is written there. Damage that is found while that is done leaves the
+  // state broken(), like an object that throws. The file's tensors are the objects' own afterwards.
+  // `allocate` is for all else, as in CheckpointFile::read_all.
+  void restore(const CheckpointFile& file, bool strict = true,
+               const CheckpointFile::Allocate& allocate = {});
+
  private:
+  class Loading;
+  void put(Loading& loading);
   std::vector<ParameterName> parameter_names() const;
   void require_optimizer() const;
 
@@ -173,6 +190,7 @@ void TrainingState::add(std::string name, T& object) {
     entry.check = [&object](const Value& v, Problems& p) { A::check(object, v, p); };
   if constexpr (requires { A::parameters(object); })
     entry.parameters = [&object] { return A::parameters(object); };
+  if constexpr (requires { A::live(object); }) entry.live = [&object] { return A::live(object); };
   if constexpr (requires(const std::vector<ParameterName>& names) { A::describe(object, names); })
     entry.describe = [&object](const std::vector<ParameterName>& names) {
       return A::describe(object, names);

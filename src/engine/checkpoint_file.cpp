@@ -4,6 +4,7 @@
 #include <new>
 
 #include "engine/file_records.hpp"
+#include "format/crc32.hpp"
 #include "format/decoder.hpp"
 #include "io/fresh_memory.hpp"
 
@@ -160,6 +161,24 @@ void CheckpointFile::read_all(const Value& value, const Allocate& allocate) cons
     reads.push_back(parts_->records.read_of(*parts_->storage_records[i], parts_->index, into));
   }
   io::prefer_huge_pages(std::move(fresh));
+  parts_->read(reads);
+}
+
+bool CheckpointFile::reads_in_place() const {
+  return has_checksums() && parts_->index && parts_->index->block_size <= format::kBlockSize;
+}
+
+void CheckpointFile::read_in_place(const std::vector<std::size_t>& numbers) const {
+  if (!reads_in_place())
+    throw Error(ErrorCode::invalid,
+                fmt::format("{}: has no checksums by which to read over live memory", name()));
+  std::vector<engine::RecordRead> reads;
+  for (const std::size_t number : numbers) {
+    const TensorStorage& storage = *storages().at(number);
+    reads.push_back(parts_->records.read_of(*parts_->storage_records[number], parts_->index,
+                                            {storage.data, storage.size}));
+    reads.back().compare_first = true;
+  }
   parts_->read(reads);
 }
 

@@ -15,12 +15,7 @@ namespace perdure {
 namespace {
 
 CheckpointManager::Take take_into(TrainingState& state, bool strict) {
-  return [&state, strict](const CheckpointFile& file) {
-    file.read_all(file.value());  // every byte is compared before the first one is taken
-    const auto optimizers =
-        file.info() ? file.info()->optimizers : decltype(CheckpointInfo::optimizers){};
-    state.load_state_dict(file.value(), optimizers, strict);
-  };
+  return [&state, strict](const CheckpointFile& file) { state.restore(file, strict); };
 }
 
 }  // namespace
