@@ -8,6 +8,7 @@
 #include <perdure/value.hpp>
 
 #include "bindings.hpp"
+#include "object_owner.hpp"
 
 namespace nb = nanobind;
 
@@ -15,27 +16,14 @@ namespace perdure::python {
 
 namespace {
 
-// A storage's owner that is a Python object. It may be let go on any thread, and while Python shuts
-// down.
-struct ReleaseObject {
-  void operator()(const void* object) const {
-    if (nb::detail::cleanup_guard guard{})
-      Py_DECREF(static_cast<PyObject*>(const_cast<void*>(object)));
-  }
-};
-
-std::shared_ptr<const void> owned_by(nb::object owner) {
-  return {static_cast<const void*>(owner.release().ptr()), ReleaseObject{}};
-}
-
 void set_data(TensorStorage& storage, std::uintptr_t address, nb::object owner) {
   storage.data = reinterpret_cast<std::byte*>(address);
   storage.owner = owned_by(std::move(owner));
 }
 
 nb::object owner_of(const TensorStorage& storage) {
-  if (!std::get_deleter<ReleaseObject>(storage.owner)) return nb::none();
-  return nb::borrow(static_cast<PyObject*>(const_cast<void*>(storage.owner.get())));
+  PyObject* owner = owner_object(storage.owner);
+  return owner ? nb::borrow(owner) : nb::none();
 }
 
 std::shared_ptr<TensorStorage> make_storage(std::uintptr_t address, std::uint64_t size,

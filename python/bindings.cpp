@@ -58,6 +58,7 @@ NB_MODULE(_core, m) {
   nb::set_leak_warnings(false);
   nb::register_exception_translator(perdure::python::translate);
   perdure::python::bind_values(m);
+  perdure::python::bind_encode(m);
   perdure::python::bind_files(m);
   perdure::python::bind_engine(m);
 }

@@ -10,6 +10,7 @@
 namespace perdure::python {
 
 void bind_values(nanobind::module_& m);  // Value, Tensor, Storage
+void bind_encode(nanobind::module_& m);  // encode, EntryEncoder
 void bind_files(nanobind::module_& m);   // CheckpointFile, save, verify
 void bind_engine(nanobind::module_& m);  // TrainingState, CheckpointManager, SaveHandle
 

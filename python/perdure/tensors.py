@@ -18,34 +18,24 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 
-class TensorEncoder:
-    """Tensors of one state to values. Storages are known by their C++ object: one in, one out."""
-
-    def __init__(self):
-        self._storages = {}  # StorageImpl address -> (torch storage, core storage)
-
-    def encode(self, tensor, place):
-        _require_plain(tensor, place)
-        return _core.Value.of_tensor(
-            self._storage(tensor, place),
-            DTYPE_NAMES[tensor.dtype],
-            list(tensor.shape),
-            list(tensor.stride()),
-            tensor.storage_offset(),
-            tensor.requires_grad,
-            type(tensor) is torch.nn.Parameter,
-            tensor.is_conj(),
-            tensor.is_neg(),
-        )
-
-    def _storage(self, tensor, place):
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._storages:
-            self._storages[storage._cdata] = (storage, _core_storage(storage, place))
-        return self._storages[storage._cdata][1]
+def describe(tensor, place):
+    """Dtype, shape, strides, offset, and whether it requires grad and is conjugated or negated. Called by the core's
+    encoder for what it cannot read by itself; raises for what is no plain tensor.
+    """
+    _require_plain(tensor, place)
+    return (
+        tensor.dtype,
+        list(tensor.shape),
+        list(tensor.stride()),
+        tensor.storage_offset(),
+        tensor.requires_grad,
+        tensor.is_conj(),
+        tensor.is_neg(),
+    )
 
 
-def _core_storage(storage, place):
+def make_storage(storage, place) -> _core.Storage:
+    """The core's storage for one of torch's, in CPU memory. Called by the core's encoder, once for each."""
     device = str(storage.device)
     if storage.device.type == "meta":
         return _core.Storage(0, storage.nbytes(), device)

@@ -1,0 +1,60 @@
+// torch tensors to the core's: addresses, shapes and flags; no bytes are copied but those of other
+// devices.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <unordered_map>
+
+#include "place.hpp"
+
+namespace perdure::python {
+
+// Where the elements of a plain tensor in CPU memory lie. Refers to the tensor.
+struct Geometry {
+  const std::byte* data = nullptr;
+  DType dtype = DType::float32;
+  std::size_t dimensions = 0;
+  const std::int64_t* shape = nullptr;
+  const std::int64_t* strides = nullptr;
+
+  explicit Geometry() = default;
+  explicit Geometry(const Tensor& tensor);
+  bool operator==(const Geometry& other) const;
+  std::size_t hash() const;
+};
+
+// Nothing for what is no such tensor, has no elements, or is of a torch without the exchange API:
+// there the attributes must be asked.
+std::optional<Geometry> read_geometry(PyObject* tensor);
+
+// Whether a tensor has attributes of its own, which no file could hold.
+bool has_attributes(PyObject* tensor);
+bool attribute_is_true(PyObject* object, PyObject* name);
+bool method_is_true(PyObject* object, PyObject* name);
+std::uint64_t unsigned_result(PyObject* object, PyObject* method);
+// How often a tensor was written to, as autograd counts; 0 where it does not.
+std::uint64_t version_of(PyObject* tensor);
+
+// The tensors of one state: what shares a storage shares it afterwards.
+class TensorEncoder {
+ public:
+  // Raises, naming the place, for what is a tensor to Python but not one run of memory with a
+  // shape.
+  Tensor encode(PyObject* tensor, const Place& place);
+
+ private:
+  struct Known {
+    nanobind::object object;  // the torch storage: kept, so that its address means it alone
+    std::shared_ptr<TensorStorage> storage;
+  };
+
+  std::shared_ptr<TensorStorage> storage_of(PyObject* tensor, bool in_cpu_memory,
+                                            const Place& place);
+  bool encode_plain(PyObject* tensor, const Place& place, Tensor& out);
+  Tensor encode_described(PyObject* tensor, const Place& place);
+
+  std::unordered_map<PyObject*, Known> storages_;
+};
+
+}  // namespace perdure::python
