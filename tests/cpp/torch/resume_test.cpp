@@ -42,6 +42,7 @@ struct Training {
   int epoch = 0;
   double best_loss = 1e9;
   perdure::TrainingState state;
+  std::function<void()> before_step = [] {};
 
   explicit Training(std::uint64_t seed) {
     torch::set_num_threads(1);
@@ -62,6 +63,7 @@ struct Training {
         optimizer.zero_grad();
         const auto loss = torch::mse_loss(model->forward(x.index({batch})), y.index({batch}));
         loss.backward();
+        before_step();
         optimizer.step();
         ++state.step;
         best_loss = std::min(best_loss, loss.item<double>());
@@ -115,6 +117,61 @@ TEST(Resume, IsBitExact) {
   EXPECT_EQ(restored->info.optimizers.at("optimizer").param_names[0][0], "model.0.weight");
   resumed.train_until(9);
   EXPECT_TRUE(same(whole.state.state_dict(), resumed.state.state_dict()));
+}
+
+// Saves after every epoch without waiting, and resumes from the fourth.
+TEST(Resume, IsBitExactWithEveryCapture) {
+  for (const auto capture :
+       {perdure::Capture::eager, perdure::Capture::overlapped, perdure::Capture::checked}) {
+    const Directory directory;
+    Training whole(1);
+    {
+      perdure::CheckpointManager checkpoints(directory.path(),
+                                             {.keep_last = 9, .capture = capture});
+      checkpoints.prepare(whole.state);
+      whole.before_step = [&] { checkpoints.fence(); };
+      for (int epoch = 1; epoch <= 9; ++epoch) {
+        whole.train_until(epoch);
+        checkpoints.save(whole.state);
+      }
+      checkpoints.close();
+    }
+    Training resumed(2);
+    perdure::CheckpointManager checkpoints(directory.path());
+    ASSERT_TRUE(checkpoints.restore(resumed.state, {.step = 20}));
+    EXPECT_EQ(resumed.epoch, 4);
+    resumed.train_until(9);
+    EXPECT_TRUE(same(whole.state.state_dict(), resumed.state.state_dict()));
+  }
+}
+
+// The step moves the version counters, so that the save knows.
+TEST(Resume, AForgottenFenceFailsTheSave) {
+  const Directory directory;
+  Training training(1);
+  training.train_until(1);
+  // Large enough that it is not on the disk before the next step.
+  at::Tensor ballast = torch::zeros({20'000'000});
+  training.state.add("ballast", ballast);
+  std::vector<std::string> warnings;
+  perdure::CheckpointManager checkpoints(
+      directory.path(), {.capture = perdure::Capture::overlapped,
+                         .warning = [&](const std::string& text) { warnings.push_back(text); }});
+  const perdure::SaveHandle handle = checkpoints.save(training.state);
+  training.train_until(2);
+  try {
+    handle.wait();
+    FAIL() << "a torn save was acknowledged";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.code(), ErrorCode::invalid);
+    EXPECT_NE(std::string(error.what()).find("optimizer: parameter 0"), std::string::npos)
+        << error.what();
+    EXPECT_NE(std::string(error.what()).find("fence()"), std::string::npos) << error.what();
+  }
+  training.before_step = [&] { checkpoints.fence(); };
+  const perdure::SaveHandle next = checkpoints.save(training.state);
+  training.train_until(3);
+  next.wait();
 }
 
 // Resumes without one part of the state; whether the weights come out the same all the same.
