@@ -19,7 +19,7 @@ with_torch = -DPERDURE_WITH_TORCH=ON -DCMAKE_PREFIX_PATH=$(CURDIR)/$(torch)/shar
 sources = git ls-files -co --exclude-standard '*.cpp' '*.hpp'
 banner = @printf '\n=== %s ===\n' "$(1)"
 
-.PHONY: help demo test bench soak format setup setup-tests build wheel unit-tests python-tests \
+.PHONY: help demo test bench soak format setup setup-tests setup-bench build wheel unit-tests python-tests \
 	sanitizer-tests fuzz-tests install-test user-test format-check clean
 
 help:  ## Says what there is
@@ -31,7 +31,7 @@ demo: setup build wheel  ## Trains a small GPT, kills it again and again, proves
 test: setup-tests format-check build unit-tests wheel python-tests sanitizer-tests fuzz-tests install-test user-test  ## Runs every test
 	$(call banner,all tests passed)
 
-bench: setup wheel  ## Prints the benchmark tables (BENCH_FLAGS="--help" says what can be set)
+bench: setup-bench wheel  ## Prints the benchmark tables (BENCH_FLAGS="--help" says what can be set)
 	$(call banner,benchmarks)
 	.venv/bin/python -m pip install -q -r bench/requirements.txt -c <(.venv/bin/python -m pip freeze | grep '^torch==')
 	.venv/bin/python bench/run.py $(BENCH_FLAGS)
@@ -47,6 +47,9 @@ setup:
 
 setup-tests:
 	@scripts/setup --tests
+
+setup-bench:
+	@scripts/setup --bench
 
 build:
 	$(call banner,build)

@@ -11,7 +11,7 @@ from pathlib import Path
 import perdure
 import torch
 
-from perdure_savers import PerdureManager, PerdureStreaming, Unavailable, open_manager
+from perdure_savers import PerdureManager, PerdureStreaming
 from states import Training, tensors_of
 
 PAGE_FLOATS = os.sysconf("SC_PAGE_SIZE") // 4
@@ -130,10 +130,7 @@ class PerdureLoadMapped(Loader):
     mapped = True
 
     def load(self):
-        try:
-            return perdure.load(self.path, mmap=True)
-        except TypeError as error:
-            raise Unavailable(f"this perdure has no mmap yet: {error}") from None
+        return perdure.load(self.path, mmap=True)
 
 
 class PerdureRestore(Loader):
@@ -149,8 +146,8 @@ class PerdureRestore(Loader):
         super().prepare(training, path)
         self.state = perdure.TrainingState(model=training.model, optimizer=training.optimizer, epoch=0)
         self.staging = self.staged_by.staging_bytes(training.nbytes)
-        self.checkpoints = open_manager(path, capture="eager", staging_bytes=self.staging)
-        if self.moments and hasattr(self.checkpoints, "prepare"):
+        self.checkpoints = perdure.CheckpointManager(path, capture="eager", staging_bytes=self.staging)
+        if self.moments:
             self.checkpoints.prepare(self.state)
             self.checkpoints.wait()
 

@@ -1,7 +1,6 @@
 """perdure's own contenders among those that save."""
 
 import dataclasses
-import inspect
 
 import perdure
 
@@ -17,10 +16,6 @@ from savers import (
 )
 
 MIB = 1 << 20
-
-
-class Unavailable(Exception):
-    """This contender cannot run here; the text says why."""
 
 
 class PerdureFile(Saver):
@@ -45,7 +40,7 @@ class PerdureManager(Saver):
     def __init__(self, training, folder):
         super().__init__(training, folder)
         self.state = perdure.TrainingState(model=training.model, optimizer=training.optimizer, epoch=0)
-        self.checkpoints = open_manager(
+        self.checkpoints = perdure.CheckpointManager(
             folder,
             keep_last=self.keep_last,
             capture=self.capture,
@@ -53,9 +48,8 @@ class PerdureManager(Saver):
         )
 
     def prepare(self):
-        if hasattr(self.checkpoints, "prepare"):
-            self.checkpoints.prepare(self.state)
-            self.checkpoints.wait()
+        self.checkpoints.prepare(self.state)
+        self.checkpoints.wait()
 
     def save(self, number):
         self.state.step = number
@@ -91,16 +85,6 @@ class PerdureStreaming(PerdureManager):
 class PerdureOverlapped(PerdureManager):
     title = "perdure, overlapped"
     capture = "overlapped"
-
-
-def open_manager(folder, **options) -> perdure.CheckpointManager:
-    # Only while the engine is being built: what the installed version does not know yet.
-    known = inspect.signature(perdure.CheckpointManager).parameters
-    if "capture" not in known and options["capture"] == "overlapped":
-        raise Unavailable("this perdure has no overlapped capture yet")
-    if "staging_bytes" not in known and options["staging_bytes"] == 256 * MIB:
-        raise Unavailable("this perdure has no staging_bytes yet")
-    return perdure.CheckpointManager(folder, **{k: v for k, v in options.items() if k in known})
 
 
 SAVERS: dict[str, type[Saver]] = {

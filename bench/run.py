@@ -65,8 +65,8 @@ def parse(arguments) -> Options:
     add(
         "--threads",
         type=int,
-        default=os.cpu_count(),
-        help="threads of the memcpy limit (default: one a core)",
+        default=max(1, min(4, os.cpu_count() // 2)),
+        help="threads of the memcpy limit (default: as many as perdure copies with, one for two cores, at most 4)",
     )
     add("--scale", choices=("full", "small"), help="size of the states (default: full)")
     add("--quick", action="store_true", help="small states, one round, few steps: the figures mean nothing")

@@ -9,11 +9,9 @@ import warnings
 def main() -> int:
     job = json.load(sys.stdin)
     warnings.simplefilter("ignore")
-    from perdure_savers import Unavailable
-
     try:
         result = measure(job)
-    except (Unavailable, ImportError) as reason:
+    except ImportError as reason:
         result = {"unavailable": str(reason)}
     except Exception as error:
         traceback.print_exc()
