@@ -24,9 +24,9 @@ def steps_of(output: str, what: str) -> list[int]:
     return [int(line.split()[1]) for line in lines if line.startswith(what) and line.endswith("\n")]
 
 
-def train_for(seconds: float, directory, seed: int) -> tuple[int, list[int]]:
+def train_for(seconds: float, directory, seed: int, capture: str) -> tuple[int, list[int]]:
     """Starts the trainer, kills it; the step that it began with and those that it was told were safe."""
-    trainer = subprocess.Popen([KILLEE, str(directory), str(seed)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    trainer = subprocess.Popen([KILLEE, str(directory), str(seed), capture], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     time.sleep(seconds)
     trainer.send_signal(signal.SIGKILL)
     output, errors = trainer.communicate(timeout=60)
@@ -49,7 +49,8 @@ def test_killed_at_random_moments_it_never_goes_back(tmp_path):
     choose = random.Random(SEED)
     acknowledged = started = 0
     for kill in range(KILLS):
-        began_at, saved = train_for(choose.uniform(0.001, 0.08), tmp_path, choose.randrange(2**32))
+        capture = ["eager", "overlapped", "checked"][kill % 3]
+        began_at, saved = train_for(choose.uniform(0.001, 0.08), tmp_path, choose.randrange(2**32), capture)
         if began_at >= 0:
             started += 1
             # One more than acknowledged: durable already, and killed before it could say so.

@@ -31,9 +31,9 @@ class Nursery:
     def line(self):
         return self._process.stdout.readline().split()
 
-    def train_for(self, seconds):
+    def train_for(self, seconds, capture):
         """What a trainer says until it is killed, after so many seconds from where it has restored."""
-        self._process.stdin.write("go\n")
+        self._process.stdin.write(capture + "\n")
         self._process.stdin.flush()
         said = []
         while not (pid := [s[1] for s in said if s[0] == "pid"]) or not any(
@@ -58,7 +58,8 @@ def test_killed_at_random_moments_it_never_goes_back(tmp_path):
     nursery = Nursery(tmp_path)
     acknowledged = 0
     for kill in range(KILLS):
-        said = nursery.train_for(choose.uniform(0, 0.05))
+        capture = ["eager", "overlapped", "checked"][kill % 3]
+        said = nursery.train_for(choose.uniform(0, 0.05), capture)
         where = f"kill {kill}, PERDURE_SEED={SEED}: {said}"
         assert not [s for s in said if s[0] == "wrong"], where
         began_at = next(int(s[1]) for s in said if s[0] == "restored")

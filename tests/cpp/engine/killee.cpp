@@ -1,6 +1,6 @@
 // A training run that does nothing but save, for tests/python/test_kills.py to kill.
 //
-//   killee RUN SEED     prints "restored STEP", then "saved STEP" for every save that was
+//   killee RUN SEED CAPTURE     prints "restored STEP", then "saved STEP" for every save that was
 //   acknowledged
 //
 // What it saves is a function of the step alone, so that the next one can tell whether what it got
@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include <iostream>
+#include <optional>
 #include <perdure/perdure.hpp>
 #include <random>
 
@@ -27,26 +28,40 @@ std::vector<std::uint64_t> numbers_of(std::int64_t step) {
 
 class Run {
  public:
-  explicit Run(const std::string& directory)
-      : checkpoints_(
-            directory,
-            {.keep_last = 2, .keep_best = {{"loss", perdure::Mode::min, 1}}, .warning = fail}) {
-    state_.add("numbers", numbers_);
+  Run(const std::string& directory, perdure::Capture capture)
+      : checkpoints_(directory, {.keep_last = 2,
+                                 .keep_best = {{"loss", perdure::Mode::min, 1}},
+                                 .capture = capture,
+                                 .warning = fail}) {
+    state_.add_entry({.name = "numbers",
+                      .role = perdure::Role::other,
+                      .state_dict = [this] { return live_numbers(); },
+                      .load_state_dict = [this](const Value& value) { take(value.as_tensor()); },
+                      .check = {},
+                      .parameters = {},
+                      .describe = {},
+                      .align = {},
+                      .versions = [this] { return std::vector<std::uint64_t>{version_}; }});
   }
 
   void restore() {
+    state_.step = 0;
     checkpoints_.restore(state_);
-    if (state_.step > 0) check();
-    tell("restored");
+    if (restored_ && numbers_ != numbers_of(state_.step))
+      fail("step " + std::to_string(state_.step) + " came back with other numbers");
+    tell("restored", state_.step);
   }
 
+  // What the one before has left to do goes on meanwhile, as it does behind a training step.
   void save(std::mt19937& random) {
-    ++state_.step;
-    std::vector<std::uint64_t> numbers = numbers_of(state_.step);
-    const auto count = static_cast<std::int64_t>(numbers.size());
-    numbers_ = perdure::Tensor::over(numbers.data(), perdure::DType::uint64, {count});
-    checkpoints_.save(state_, {{"loss", static_cast<double>(random() % 100)}}).wait();
-    tell("saved");
+    checkpoints_.fence();
+    ++version_;
+    numbers_ = numbers_of(++state_.step);
+    if (in_flight_) {
+      in_flight_->wait();
+      tell("saved", state_.step - 1);
+    }
+    in_flight_ = checkpoints_.save(state_, {{"loss", static_cast<double>(random() % 100)}});
   }
 
  private:
@@ -55,33 +70,50 @@ class Run {
     std::_Exit(1);  // a warning is a failure here: no kill may damage anything
   }
 
-  void check() {
-    const perdure::Tensor& tensor = numbers_.as_tensor();
-    const std::vector<std::uint64_t> expected = numbers_of(state_.step);
+  Value live_numbers() {
+    perdure::Tensor tensor = perdure::Tensor::over(numbers_.data(), perdure::DType::uint64,
+                                                   {static_cast<std::int64_t>(numbers_.size())});
+    tensor.liveness = perdure::Liveness::stepped;
+    return Value(std::move(tensor));
+  }
+
+  void take(const perdure::Tensor& tensor) {
     const auto* found = reinterpret_cast<const std::uint64_t*>(tensor.storage->data);
-    if (tensor.numel() != expected.size() || !std::equal(expected.begin(), expected.end(), found))
-      fail("step " + std::to_string(state_.step) + " came back with other numbers");
+    numbers_.assign(found, found + tensor.numel());
+    restored_ = true;
   }
 
   // One system call a line: what was told is told, whatever happens next.
-  void tell(const std::string& what) {
-    const std::string line = what + ' ' + std::to_string(state_.step) + '\n';
+  static void tell(const std::string& what, std::int64_t step) {
+    const std::string line = what + ' ' + std::to_string(step) + '\n';
     if (::write(STDOUT_FILENO, line.data(), line.size()) != static_cast<ssize_t>(line.size()))
       fail("nobody listens");
   }
 
   perdure::CheckpointManager checkpoints_;
   perdure::TrainingState state_;
-  Value numbers_;
+  std::vector<std::uint64_t> numbers_;
+  std::uint64_t version_ = 0;
+  bool restored_ = false;
+  std::optional<perdure::SaveHandle> in_flight_;
 };
 
 }  // namespace
 
+namespace {
+
+perdure::Capture capture_named(const std::string& name) {
+  if (name == "overlapped") return perdure::Capture::overlapped;
+  return name == "checked" ? perdure::Capture::checked : perdure::Capture::eager;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
-  if (argc != 3) return 2;
+  if (argc != 4) return 2;
   try {
     std::mt19937 random(static_cast<std::uint32_t>(std::stoul(argv[2])));
-    Run run(argv[1]);
+    Run run(argv[1], capture_named(argv[3]));
     run.restore();
     while (true) run.save(random);
   } catch (const std::exception& error) {
