@@ -10,6 +10,7 @@
 #include <perdure/checkpoint_manager.hpp>
 
 #include "bindings.hpp"
+#include "entry_encoder.hpp"
 
 namespace nb = nanobind;
 
@@ -62,9 +63,28 @@ decltype(TrainingState::Entry::align) entry_align(Align align) {
   };
 }
 
+// What the encoder of a module or optimizer tells by itself, without a list made in Python.
+void ask_encoder(TrainingState::Entry& entry, nb::object object) {
+  const auto* encoder = nb::cast<const EntryEncoder*>(object);
+  entry.versions = [object, encoder] {
+    nb::gil_scoped_acquire gil;
+    return encoder->versions();
+  };
+  if (entry.role == Role::module)
+    entry.parameters = [object, encoder] {
+      nb::gil_scoped_acquire gil;
+      return parameter_names(encoder->object());
+    };
+  if (entry.role == Role::optimizer)
+    entry.describe = [object, encoder](const std::vector<ParameterName>& names) {
+      nb::gil_scoped_acquire gil;
+      return describe_optimizer(encoder->object(), names);
+    };
+}
+
 void add_entry(TrainingState& state, std::string name, Role role, std::function<Value()> state_dict,
                std::function<void(const Value&)> load_state_dict, Check check,
-               Parameters parameters, Describe describe, Align align) {
+               Parameters parameters, Describe describe, Align align, nb::object encoder) {
   TrainingState::Entry entry;
   entry.name = std::move(name);
   entry.role = role;
@@ -77,6 +97,7 @@ void add_entry(TrainingState& state, std::string name, Role role, std::function<
       return describe(to_python(names));
     };
   entry.align = entry_align(std::move(align));
+  if (!encoder.is_none()) ask_encoder(entry, std::move(encoder));
   state.add_entry(std::move(entry));
 }
 
@@ -91,7 +112,7 @@ void bind_state(nb::module_& m) {
       .def_rw("step", &TrainingState::step)
       .def("add_entry", &add_entry, nb::arg("name"), nb::arg("role"), nb::arg("state_dict"),
            nb::arg("load_state_dict"), nb::arg("check").none(), nb::arg("parameters").none(),
-           nb::arg("describe").none(), nb::arg("align").none())
+           nb::arg("describe").none(), nb::arg("align").none(), nb::arg("encoder") = nb::none())
       .def("add_none", [](TrainingState& s, std::string name) { s.add(std::move(name), nullptr); })
       .def("add_rng",
            [](TrainingState& s, std::string name, std::function<Value()> capture,

@@ -189,6 +189,10 @@ void bind_tensors(nb::module_& m) {
                    [](const TensorStorage& s) { return reinterpret_cast<std::uintptr_t>(s.data); })
       .def_prop_ro("identity",
                    [](const TensorStorage& s) { return reinterpret_cast<std::uintptr_t>(&s); });
+  nb::enum_<Liveness>(m, "Liveness")
+      .value("detached", Liveness::detached)
+      .value("live", Liveness::live)
+      .value("stepped", Liveness::stepped);
   nb::class_<Tensor>(m, "Tensor")
       .def_ro("storage", &Tensor::storage)
       .def_prop_ro("dtype", [](const Tensor& t) { return std::string(dtype_name(t.dtype)); })
@@ -198,7 +202,8 @@ void bind_tensors(nb::module_& m) {
       .def_ro("requires_grad", &Tensor::requires_grad)
       .def_ro("parameter", &Tensor::parameter)
       .def_ro("conj", &Tensor::conj)
-      .def_ro("neg", &Tensor::neg);
+      .def_ro("neg", &Tensor::neg)
+      .def_ro("liveness", &Tensor::liveness);
 }
 
 }  // namespace

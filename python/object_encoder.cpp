@@ -48,15 +48,14 @@ Value ObjectEncoder::encode(PyObject* object, const Place& place, Py_ssize_t hol
   const bool single = Py_REFCNT(object) == holders;
   const nb::object held = nb::borrow(object);
   if (single) return encode_new(object, place);
-  if (const auto it = seen_.find(object); it != seen_.end()) {
-    if (it->second.value.kind() == Kind::tensor) walked(object, it->second.value);
-    return it->second.value;
+  const auto [seen, fresh] = seen_.insert(object);
+  if (!fresh) {
+    if (seen->open) place.refuse("contains itself; a checkpoint cannot hold cycles");
+    if (seen->value.kind() == Kind::tensor) walked(object, seen->value);
+    return seen->value;
   }
-  if (!open_.insert(object).second)
-    place.refuse("contains itself; a checkpoint cannot hold cycles");
   Value value = encode_new(object, place);  // where it raises, the walk is over
-  open_.erase(object);
-  seen_.emplace(object, Seen{held, value});
+  *seen_.insert(object).first = {.object = held, .value = value, .open = false};
   return value;
 }
 
@@ -64,10 +63,9 @@ Value ObjectEncoder::encode_new(PyObject* object, const Place& place) {
   const PyTypeObject* type = Py_TYPE(object);
   const TorchObjects& torch = torch_objects();
   if (type == torch.tensor || type == torch.parameter) return encode_tensor(object, place);
-  if (++depth_ > kMaxWalkDepth) {
-    PyErr_SetString(PyExc_RecursionError, "too many levels");
-    nb::raise_python_error();
-  }
+  if (++depth_ > kMaxWalkDepth)
+    throw Error(ErrorCode::invalid,
+                place.root_name() + " is nested too deeply for a checkpoint (hundreds of levels)");
   Value value;
   if (type == &PyDict_Type)
     value = encode_mapping(Kind::dict, object, place);
@@ -143,7 +141,8 @@ Value ObjectEncoder::encode_size(PyObject* size) {
 }
 
 Value ObjectEncoder::encode_key(PyObject* key, const Place& place) {
-  if (is_scalar(key)) return scalar(key);
+  if (PyUnicode_CheckExact(key) || PyLong_CheckExact(key)) return scalar(key);
+  retraceable_ = false;
   const bool tensor = PyObject_TypeCheck(key, torch_objects().tensor) != 0;
   if (tensor || is_array(key))
     place.refuse("has the key " + utf8(nb::repr(nb::handle(key)).ptr()) +

@@ -1,7 +1,6 @@
 // Python objects to the core's values, exactly: see perdure.values.encode.
 #pragma once
 
-#include <unordered_set>
 #include <vector>
 
 #include "tensor_encoder.hpp"
@@ -54,6 +53,7 @@ class ObjectEncoder {
   struct Seen {
     nanobind::object object;  // kept, so that its address means it alone
     Value value;
+    bool open = true;  // we are inside of it
   };
 
   Value encode_new(PyObject* object, const Place& place);
@@ -71,8 +71,7 @@ class ObjectEncoder {
 
   const Ownership* ownership_;
   TensorEncoder tensor_encoder_;
-  std::unordered_map<PyObject*, Seen> seen_;
-  std::unordered_set<PyObject*> open_;  // the containers that we are inside of
+  AddressMap<Seen> seen_;
   std::vector<WalkedTensor> tensors_;
   int depth_ = 0;
   bool in_part_ = false;

@@ -2,6 +2,8 @@
 // something to say.
 #pragma once
 
+#include <nanobind/stl/string.h>
+
 #include <string>
 
 #include "torch_objects.hpp"
@@ -15,6 +17,9 @@ class Place {
   Place position(Py_ssize_t x) const { return {this, nullptr, x, Step::position}; }
   Place attribute(PyObject* name) const { return {this, name, 0, Step::attribute}; }
 
+  std::string root_name() const {
+    return parent_ ? parent_->root_name() : nanobind::cast<std::string>(nanobind::handle(name_));
+  }
   nanobind::tuple as_tuple() const {
     nanobind::list steps;
     collect(steps);

@@ -57,10 +57,6 @@ std::optional<DType> dtype_attribute(PyObject* tensor) {
   return it == known.end() ? std::nullopt : std::optional(it->second);
 }
 
-bool is_complex(DType dtype) {
-  return dtype == DType::complex128 || dtype == DType::complex64 || dtype == DType::complex32;
-}
-
 std::shared_ptr<TensorStorage> cpu_storage(const nb::object& storage) {
   auto made = std::make_shared<TensorStorage>();
   made->size = unsigned_result(storage.ptr(), torch_objects().nbytes);
@@ -71,6 +67,10 @@ std::shared_ptr<TensorStorage> cpu_storage(const nb::object& storage) {
 }
 
 }  // namespace
+
+bool is_complex(DType dtype) {
+  return dtype == DType::complex128 || dtype == DType::complex64 || dtype == DType::complex32;
+}
 
 Geometry::Geometry(const Tensor& tensor)
     : dtype(tensor.dtype),
@@ -89,11 +89,14 @@ bool Geometry::operator==(const Geometry& other) const {
 }
 
 std::size_t Geometry::hash() const {
-  std::size_t hash = reinterpret_cast<std::uintptr_t>(data) ^ static_cast<std::size_t>(dtype);
-  for (std::size_t i = 0; i < dimensions; ++i)
-    hash = (hash * 31 + static_cast<std::size_t>(shape[i])) * 31 +
-           static_cast<std::size_t>(strides[i]);
-  return hash * 0x9E3779B97F4A7C15u;
+  std::size_t hash = reinterpret_cast<std::uintptr_t>(data);
+  const auto mix = [&](std::int64_t x) {
+    hash = (hash ^ static_cast<std::size_t>(x)) * 0x9E3779B97F4A7C15u;
+    hash ^= hash >> 32;
+  };
+  mix(static_cast<std::int64_t>(dtype));
+  for (std::size_t i = 0; i < dimensions; ++i) mix(shape[i]), mix(strides[i]);
+  return hash | 1;  // never 0
 }
 
 std::optional<Geometry> read_geometry(PyObject* tensor) {
@@ -190,13 +193,14 @@ Tensor TensorEncoder::encode_described(PyObject* tensor, const Place& place) {
 std::shared_ptr<TensorStorage> TensorEncoder::storage_of(PyObject* tensor, bool in_cpu_memory,
                                                          const Place& place) {
   nb::object object = call_method(tensor, torch_objects().untyped_storage);
-  Known& known = storages_[object.ptr()];
-  if (known.storage) return known.storage;
+  if (const Known* known = storages_.find(object.ptr())) return known->storage;
+  Known known;
   known.storage = in_cpu_memory ? cpu_storage(object)
                                 : nb::cast<std::shared_ptr<TensorStorage>>(
                                       torch_objects().make_storage(object, place.as_tuple()));
   known.object = std::move(object);
-  return known.storage;
+  const void* address = known.object.ptr();
+  return (*storages_.insert(address).first = std::move(known)).storage;
 }
 
 }  // namespace perdure::python

@@ -4,8 +4,8 @@
 
 #include <memory>
 #include <optional>
-#include <unordered_map>
 
+#include "address_map.hpp"
 #include "place.hpp"
 
 namespace perdure::python {
@@ -28,6 +28,7 @@ struct Geometry {
 // there the attributes must be asked.
 std::optional<Geometry> read_geometry(PyObject* tensor);
 
+bool is_complex(DType dtype);
 // Whether a tensor has attributes of its own, which no file could hold.
 bool has_attributes(PyObject* tensor);
 bool attribute_is_true(PyObject* object, PyObject* name);
@@ -54,7 +55,7 @@ class TensorEncoder {
   bool encode_plain(PyObject* tensor, const Place& place, Tensor& out);
   Tensor encode_described(PyObject* tensor, const Place& place);
 
-  std::unordered_map<PyObject*, Known> storages_;
+  AddressMap<Known> storages_;
 };
 
 }  // namespace perdure::python

@@ -59,6 +59,10 @@ void find_names(TorchObjects& found) {
   found.data_ptr = name("data_ptr");
   found.version = name("_version");
   found.dtype_name = name("dtype");
+  found.is_cpu = name("is_cpu");
+  found.parameters = name("_parameters");
+  found.buffers = name("_buffers");
+  found.modules = name("_modules");
 }
 
 void find_functions(TorchObjects& found) {

@@ -19,8 +19,9 @@ struct TorchObjects {
 
   // Names, interned.
   PyObject *requires_grad, *is_conj, *is_neg, *untyped_storage, *nbytes, *data_ptr, *version,
-      *dtype_name;
-  PyObject* form_key;  // perdure.arrays.FORM_KEY
+      *dtype_name, *is_cpu;
+  PyObject *parameters, *buffers, *modules;  // the dicts of a torch.nn.Module
+  PyObject* form_key;                        // perdure.arrays.FORM_KEY
 
   // For what is rare, the package's own functions.
   nanobind::object is_array, encode_array;          // perdure.arrays

@@ -2,25 +2,23 @@
 
 import torch
 
+from . import _core
 from .bits import same_bits
 from .tensors import Placement
-from .values import decode, encode
+from .values import decode
 
 
 class ModuleEntry:
     """Checks everything first; what does not fit is listed, nothing is cast or skipped."""
 
-    def __init__(self, name: str, module: torch.nn.Module, options):
+    def __init__(self, name: str, module: torch.nn.Module, options, optimizers: _core.Optimizers):
         self.name = name
+        self.encoder = _core.ModuleEncoder(module, f"state[{name!r}]", optimizers)
         self._module = module
         self._options = options  # .strict: of the load that is going on
 
     def state_dict(self):
-        return encode(self._module.state_dict(), f"state[{self.name!r}]")
-
-    def parameters(self):
-        """Every name of every parameter (a tied one has several), by the identity of the tensor object."""
-        return [(id(p), n) for n, p in self._module.named_parameters(remove_duplicate=False)]
+        return self.encoder.encode(self._module.state_dict())
 
     def check(self, value) -> list[str]:
         saved = decode(value, Placement("cpu"))

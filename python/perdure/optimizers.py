@@ -30,15 +30,10 @@ class OptimizerEntry:
     def __init__(self, name: str, optimizer: torch.optim.Optimizer):
         self.name = name
         self._optimizer = optimizer
+        self.encoder = _core.OptimizerEncoder(optimizer, f"state[{name!r}]")
 
     def state_dict(self):
-        return encode(self._optimizer.state_dict(), f"state[{self.name!r}]")
-
-    def describe(self, names):
-        info = _core.OptimizerInfo()
-        info.class_name = type(self._optimizer).__name__
-        info.param_names = self._own_names(names) or []
-        return info
+        return self.encoder.encode(self._optimizer.state_dict())
 
     def align(self, value, recorded, names):
         """The file's state in this optimizer's order, and what does not fit."""

@@ -32,6 +32,7 @@ class TrainingState:
 
     def __init__(self, **things):
         own = {"_state": _core.TrainingState(), "_things": {}, "_values": {},
+               "_optimizers": _core.Optimizers(), "_encoders": [],
                "_options": types.SimpleNamespace(strict=True)}  # fmt: skip
         vars(self).update(own)
         rng.register(self._state)
@@ -94,17 +95,22 @@ class TrainingState:
     def _load(self, value, recorded, strict):
         rng.register(self._state, cuda=_has_cuda(value))
         self._options.strict = strict
-        self._state.load_state_dict(value, recorded, strict)
+        try:
+            self._state.load_state_dict(value, recorded, strict)
+        finally:
+            for encoder in self._encoders:  # what they hold may just have been replaced
+                encoder.forget()
 
     def _add_module(self, name, module):
-        entry = ModuleEntry(name, module, self._options)
+        entry = ModuleEntry(name, module, self._options, self._optimizers)
         self._entry(name, _core.Role.module, entry.state_dict, entry.load_state_dict,
-                    check=entry.check, parameters=entry.parameters)  # fmt: skip
+                    check=entry.check, encoder=entry.encoder)  # fmt: skip
 
     def _add_optimizer(self, name, optimizer):
         entry = OptimizerEntry(name, optimizer)
         self._entry(name, _core.Role.optimizer, entry.state_dict, entry.load_state_dict,
-                    describe=entry.describe, align=entry.align)  # fmt: skip
+                    align=entry.align, encoder=entry.encoder)  # fmt: skip
+        self._optimizers.add(optimizer)
 
     def _add_object(self, name, thing) -> bool:
         functions = rng.generator_functions(thing) or _state_functions(thing)
@@ -125,8 +131,10 @@ class TrainingState:
         if not _fill(self._values[name], new):
             self._values[name] = new
 
-    def _entry(self, name, role, get, put, check=None, parameters=None, describe=None, align=None):
-        self._state.add_entry(name, role, get, put, check, parameters, describe, align)
+    def _entry(self, name, role, get, put, check=None, align=None, encoder=None):
+        self._state.add_entry(name, role, get, put, check, None, None, align, encoder)
+        if encoder is not None:
+            self._encoders.append(encoder)
 
     def __getattr__(self, name):
         for found in (vars(self).get("_values", {}), vars(self).get("_things", {})):

@@ -16,7 +16,7 @@ import collections
 import torch
 
 from . import _core, arrays
-from .errors import InvalidError, UnsupportedError
+from .errors import UnsupportedError
 from .tensors import DTYPES, Placement, TensorDecoder
 
 _Kind = _core.Kind
@@ -24,10 +24,7 @@ _Kind = _core.Kind
 
 def encode(obj, root: str = "state") -> _core.Value:
     """The value of `obj`. Raises InvalidError naming the place, beginning with `root`."""
-    try:
-        return _core.encode(obj, root)
-    except RecursionError:
-        raise InvalidError(f"{root} is nested too deeply for a checkpoint (hundreds of levels)") from None
+    return _core.encode(obj, root)
 
 
 def decode(value: _core.Value, placement: Placement | None = None):
