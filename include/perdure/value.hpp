@@ -214,7 +214,8 @@ class Value {
 
   // Identity of the container or tensor behind this handle (Python's `is`); null for scalars.
   const void* identity() const noexcept;
-  // How many handles share it, this one included; 0 for scalars.
+  // How many handles share it, this one included; 0 for scalars. That of a keeper (see
+  // Dict::keep_as) does not count.
   long use_count() const noexcept;
 
  private:
@@ -266,17 +267,36 @@ class Dict {
   Dict& set(Value key, Value value);
   const Value* find(const Value& key) const;  // null where absent
   Value* find(const Value& key);
+  Value& value_at(std::size_t place) { return entries_[place].second; }
   const Value& at(const Value& key) const;  // Error(not_found) names the keys that are there
 
   // Instance attributes of an OrderedDict, such as a state_dict's _metadata; empty for nearly all.
   const std::shared_ptr<Dict>& attributes() const noexcept { return attributes_; }
   void set_attributes(std::shared_ptr<Dict> attributes) { attributes_ = std::move(attributes); }
 
+  // For who makes the same tree at every save and keeps a handle of it: a number, unique in the
+  // process, that stands for all that is below but its numbers. As long as it is the same, only
+  // None, bools, ints and floats are changed, each for another of these; the keeper sees to that.
+  // 0: nothing is promised. Copies have none.
+  void keep_as(std::uint64_t structure) { structure_.number = structure; }
+  std::uint64_t structure() const noexcept { return structure_.number; }
+
  private:
+  struct Structure {
+    std::uint64_t number = 0;
+    Structure() = default;
+    Structure(const Structure&) noexcept {}
+    Structure& operator=(const Structure&) noexcept { return number = 0, *this; }
+  };
+  std::size_t place_of(const Value& key) const;  // size() where it is not there
+
   Kind kind_;
   std::vector<Entry> entries_;
-  std::unordered_map<std::string, std::size_t> index_;  // canonical key -> place in entries_
+  // Canonical key -> place in entries_. Empty for a small dict, where looking at all of them is
+  // quicker than a table is made.
+  std::unordered_map<std::string, std::size_t> index_;
   std::shared_ptr<Dict> attributes_;
+  Structure structure_;
 };
 
 // A place in a tree, for messages: ["optimizer"]["state"][0]["exp_avg"].

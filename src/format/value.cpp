@@ -472,34 +472,61 @@ const void* Value::identity() const noexcept {
       data_);
 }
 long Value::use_count() const noexcept {
-  return std::visit(
-      [](const auto& x) -> long {
-        if constexpr (requires {
-                        x.get();
-                        x.use_count();
-                      })
-          return x.use_count();
-        else
-          return 0;
-      },
-      data_);
+  if (const auto* dict = std::get_if<std::shared_ptr<Dict>>(&data_))
+    return dict->use_count() - ((*dict)->structure() != 0 ? 1 : 0);
+  if (const auto* tensor = std::get_if<std::shared_ptr<Tensor>>(&data_)) return tensor->use_count();
+  if (const auto* items = std::get_if<std::shared_ptr<Items>>(&data_)) return items->use_count();
+  const auto* opaque = std::get_if<std::shared_ptr<Opaque>>(&data_);
+  return opaque == nullptr ? 0 : opaque->use_count();
 }
+
+namespace {
+
+constexpr std::size_t kSmallDict = 8;
+
+bool is_string(const Value& key, const std::string& text) {
+  return key.kind() == Kind::string && key.as_string() == text;
+}
+
+std::size_t first_place(const std::vector<Dict::Entry>& entries, const std::string& canonical) {
+  const auto it = std::ranges::find_if(
+      entries, [&](const Dict::Entry& entry) { return canonical_key(entry.first) == canonical; });
+  return static_cast<std::size_t>(it - entries.begin());
+}
+
+}  // namespace
 
 Dict::Dict(std::initializer_list<Entry> entries) : kind_(Kind::dict) {
   for (const auto& [key, value] : entries) set(key, value);
 }
 
 Dict& Dict::set(Value key, Value value) {
-  const auto [it, fresh] = index_.try_emplace(canonical_key(key), entries_.size());
-  if (fresh)
-    entries_.emplace_back(std::move(key), std::move(value));
-  else
-    entries_[it->second].second = std::move(value);
+  const std::size_t place = place_of(key);
+  if (place < size()) {
+    entries_[place].second = std::move(value);
+    return *this;
+  }
+  entries_.emplace_back(std::move(key), std::move(value));
+  if (size() == kSmallDict)
+    for (const Entry& entry : entries_)
+      index_.try_emplace(canonical_key(entry.first), index_.size());
+  else if (size() > kSmallDict)
+    index_.try_emplace(canonical_key(entries_.back().first), place);
   return *this;
 }
+std::size_t Dict::place_of(const Value& key) const {
+  if (size() >= kSmallDict) {
+    const auto it = index_.find(canonical_key(key));
+    return it == index_.end() ? size() : it->second;
+  }
+  if (key.kind() != Kind::string) return first_place(entries_, canonical_key(key));
+  std::size_t place = 0;
+  while (place < size() && !is_string(entries_[place].first, key.as_string())) ++place;
+  return place;
+}
 const Value* Dict::find(const Value& key) const {
-  const auto it = index_.find(canonical_key(key));
-  return it == index_.end() ? nullptr : &entries_[it->second].second;
+  const std::size_t place = place_of(key);
+  return place == size() ? nullptr : &entries_[place].second;
 }
 Value* Dict::find(const Value& key) {
   return const_cast<Value*>(static_cast<const Dict*>(this)->find(key));
