@@ -84,7 +84,8 @@ void ask_encoder(TrainingState::Entry& entry, nb::object object) {
 
 void add_entry(TrainingState& state, std::string name, Role role, std::function<Value()> state_dict,
                std::function<void(const Value&)> load_state_dict, Check check,
-               Parameters parameters, Describe describe, Align align, nb::object encoder) {
+               Parameters parameters, Describe describe, Align align, nb::object encoder,
+               std::function<Value()> live) {
   TrainingState::Entry entry;
   entry.name = std::move(name);
   entry.role = role;
@@ -98,7 +99,19 @@ void add_entry(TrainingState& state, std::string name, Role role, std::function<
     };
   entry.align = entry_align(std::move(align));
   if (!encoder.is_none()) ask_encoder(entry, std::move(encoder));
+  entry.live = std::move(live);
   state.add_entry(std::move(entry));
+}
+
+// `allocate` gets each storage that is read into memory of its own, and calls set_data on it.
+void restore_state(TrainingState& state, const CheckpointFile& file, bool strict,
+                   nb::callable allocate) {
+  const auto call = [&allocate](TensorStorage& storage) {
+    nb::gil_scoped_acquire gil;
+    allocate(nb::cast(&storage, nb::rv_policy::reference));
+  };
+  nb::gil_scoped_release release;
+  state.restore(file, strict, call);
 }
 
 void bind_state(nb::module_& m) {
@@ -112,7 +125,8 @@ void bind_state(nb::module_& m) {
       .def_rw("step", &TrainingState::step)
       .def("add_entry", &add_entry, nb::arg("name"), nb::arg("role"), nb::arg("state_dict"),
            nb::arg("load_state_dict"), nb::arg("check").none(), nb::arg("parameters").none(),
-           nb::arg("describe").none(), nb::arg("align").none(), nb::arg("encoder") = nb::none())
+           nb::arg("describe").none(), nb::arg("align").none(), nb::arg("encoder") = nb::none(),
+           nb::arg("live") = nb::none())
       .def("add_none", [](TrainingState& s, std::string name) { s.add(std::move(name), nullptr); })
       .def("add_rng",
            [](TrainingState& s, std::string name, std::function<Value()> capture,
@@ -124,6 +138,7 @@ void bind_state(nb::module_& m) {
       .def("optimizers", &TrainingState::optimizers, Released())
       .def("load_state_dict", &TrainingState::load_state_dict, nb::arg("value"),
            nb::arg("recorded"), nb::arg("strict"), Released())
+      .def("restore", &restore_state, nb::arg("file"), nb::arg("strict"), nb::arg("allocate"))
       .def_prop_ro("broken", &TrainingState::broken);
 }
 

@@ -46,7 +46,8 @@ DType dtype_of(const std::string& name) {
 
 Value make_tensor(std::shared_ptr<TensorStorage> storage, const std::string& dtype,
                   std::vector<std::int64_t> shape, std::vector<std::int64_t> strides,
-                  std::int64_t offset, bool requires_grad, bool parameter, bool conj, bool neg) {
+                  std::int64_t offset, bool requires_grad, bool parameter, bool conj, bool neg,
+                  bool live) {
   return Value(Tensor{.storage = std::move(storage),
                       .dtype = dtype_of(dtype),
                       .shape = std::move(shape),
@@ -55,7 +56,8 @@ Value make_tensor(std::shared_ptr<TensorStorage> storage, const std::string& dty
                       .requires_grad = requires_grad,
                       .parameter = parameter,
                       .conj = conj,
-                      .neg = neg});
+                      .neg = neg,
+                      .liveness = live ? Liveness::live : Liveness::detached});
 }
 
 std::string text(const nb::bytes& x) { return {x.c_str(), x.size()}; }
@@ -145,7 +147,8 @@ void bind_constructors(nb::class_<Value>& value) {
       .def_static("of_layout", [](std::string name) { return Value::layout(std::move(name)); })
       .def_static("of_tensor", &make_tensor, nb::arg("storage"), nb::arg("dtype"), nb::arg("shape"),
                   nb::arg("strides"), nb::arg("storage_offset"), nb::arg("requires_grad") = false,
-                  nb::arg("parameter") = false, nb::arg("conj") = false, nb::arg("neg") = false);
+                  nb::arg("parameter") = false, nb::arg("conj") = false, nb::arg("neg") = false,
+                  nb::arg("live") = false);
 }
 
 void bind_accessors(nb::class_<Value>& value) {

@@ -91,6 +91,7 @@ Value ObjectEncoder::encode_rare(PyObject* object, const Place& place) {
   const nb::tuple where = place.as_tuple();
   if (is_array(object))
     return nb::cast<Value>(torch_objects().encode_array(nb::handle(object), where));
+  if (nb::isinstance<Value>(nb::handle(object))) return nb::cast<Value>(nb::handle(object));
   torch_objects().refuse_type(nb::handle(object), where);
   return Value();  // not reached
 }

@@ -184,8 +184,9 @@ struct Adapter<T> {
   static Value state_dict(const T& x) { return perdure::state_dict(x); }
   static void load_state_dict(T& x, const Value& value) { perdure::load_state_dict(x, value); }
   static void check(const T& x, const Value& value, Problems& problems) {
-    detail::match_module(detail::module_of(x), value, problems);
+    detail::match_module(detail::module_of(x), value, problems, detail::Bytes::later);
   }
+  static Value live(const T& x) { return detail::live_state(detail::module_of(x)); }
   static std::vector<ParameterName> parameters(const T& x) {
     return detail::parameter_names(detail::module_of(x));
   }
@@ -198,8 +199,10 @@ struct Adapter<T> {
   static Value state_dict(const T& x) { return perdure::state_dict(x); }
   static void load_state_dict(T& x, const Value& value) { perdure::load_state_dict(x, value); }
   static void check(const T& x, const Value& value, Problems& problems) {
-    detail::check_optimizer(x, value, problems);
+    detail::check_optimizer(x, value, problems, detail::Bytes::later);
   }
+  // On a GPU, state_dict() would copy it.
+  static Value live(const T& x) { return detail::is_on_cpu(x) ? state_dict(x) : Value(); }
   static CheckpointInfo::Optimizer describe(const T& x, const std::vector<ParameterName>& names) {
     return detail::describe_optimizer(x, names);
   }
@@ -251,10 +254,15 @@ struct Adapter<at::Tensor> {
     check(x, value, problems);
     detail::throw_if_any(problems, "the tensor");
     const at::NoGradGuard no_grad;
-    x.copy_(detail::host_tensor(value.as_tensor()));
+    const at::Tensor loaded = detail::host_tensor(value.as_tensor());
+    if (!detail::is_same_memory(x, loaded)) x.copy_(loaded);
+  }
+  static Value live(const at::Tensor& x) {
+    return x.defined() && x.is_cpu() ? detail::live_value(x) : Value();
   }
   static void check(const at::Tensor& x, const Value& value, Problems& problems) {
-    if (const std::string problem = detail::compare_tensor(value, x); !problem.empty())
+    if (const std::string problem = detail::compare_tensor(value, x, detail::Bytes::later);
+        !problem.empty())
       problems.push_back(problem);
   }
   static std::vector<ParameterName> parameters(const at::Tensor& x) {

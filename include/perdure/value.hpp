@@ -68,6 +68,8 @@ struct TensorStorage {
   std::string device = "cpu";  // "cpu", "cuda:0", "meta", ...: where it lived, or should live
   std::shared_ptr<const void> owner;  // keeps data alive; null where the caller does
   std::int64_t record = -1;  // number of its record (data/N) in the file it came from; -1: none
+  // Of a restore: nobody but the object that takes it needs this memory, so it may keep it.
+  bool may_be_kept = false;
 };
 
 // What the bytes of a tensor in a state_dict are to the object that gave it.

@@ -8,11 +8,11 @@ import pathlib
 import time
 import weakref
 
+import torch
+
 from . import _core
 from .errors import InvalidError, InvalidTypeError
-from .files import read_all
 from .state import TrainingState
-from .tensors import Placement
 
 _logger = logging.getLogger("perdure")
 _MODES = {"min": _core.Mode.min, "max": _core.Mode.max}
@@ -150,7 +150,7 @@ class CheckpointManager:
         returns at once; the parameters and the state of registered optimizers are copied during the next forward and
         backward pass, and the optimizer's next step waits for what is left. For loops in which nothing but
         optimizer.step() changes parameters: a change that PyTorch's version counters see fails the save; they do not
-        see writes through .data or numpy, nor torch.nn.utils.vector_to_parameters. "checked": eager, and at the next
+        see writes through .data or numpy. "checked": eager, and at the next
         step the live bytes are compared with what was saved: run a loop with it once to see whether it qualifies.
     staging_bytes: the most memory for copies on their way to the disk, at least 16 MiB. A state that fits is captured
         at the speed of memory, a larger one streams through at that of the disk (eagerly). None: as much as the state
@@ -203,9 +203,7 @@ class CheckpointManager:
         _require_state(state)
 
         def take(file):
-            value = file.value
-            read_all(file, value, Placement("cpu"))
-            state._load(value, file.info.optimizers if file.info else {}, strict)
+            state._restore(file, strict)
 
         return _checkpoint(
             self._core.restore(step, None if path is None else os.fsdecode(path), strict, take)
@@ -250,8 +248,8 @@ class CheckpointManager:
             if alive is not None and not alive._closed and alive._pid == os.getpid():
                 alive._core.fence()
 
-        for optimizer in state._optimizers():
-            if optimizer not in self._fenced:
+        for optimizer in state._things.values():
+            if isinstance(optimizer, torch.optim.Optimizer) and optimizer not in self._fenced:
                 self._fenced[optimizer] = optimizer.register_step_pre_hook(fence)
 
     def _wait_idle(self):

@@ -4,7 +4,7 @@ import torch
 
 from . import _core
 from .bits import same_bits
-from .tensors import Placement
+from .tensors import Placement, is_plain
 from .values import decode
 
 
@@ -20,15 +20,22 @@ class ModuleEntry:
     def state_dict(self):
         return self.encoder.encode(self._module.state_dict())
 
+    def live(self):
+        """Those entries of the state_dict whose tensors are the module's own: a restore reads straight into them."""
+        return self.encoder.encode({k: x for k, x in self._module.state_dict().items() if is_plain(x)})
+
     def check(self, value) -> list[str]:
-        saved = decode(value, Placement("cpu"))
+        """What does not fit. Tensors that will be read straight into the module's have no data yet."""
+        saved = decode(value, Placement("meta"))
         if not isinstance(saved, dict):
             return [f"a {type(saved).__name__} in the file, where a module's state_dict is wanted"]
         own = self._module.state_dict()
-        return [*self._names(saved, own), *self._misfits(saved, own), *self._untied(saved, own)]
+        return [*self._names(saved, own), *self._misfits(saved, own), *self._untied(value, own)]
 
     def load_state_dict(self, value):
-        self._module.load_state_dict(decode(value, Placement("cpu")), strict=self._options.strict)
+        saved = decode(value, Placement("cpu"))
+        if not _is_plain(self._module) or not _is_there(saved, self._module.state_dict()):
+            self._module.load_state_dict(saved, strict=self._options.strict)
 
     def _names(self, saved, own):
         if not self._options.strict:  # a wrapper's prefix on every key must not look like a success
@@ -42,17 +49,56 @@ class ModuleEntry:
             if line:
                 yield f"{key}: {line}"
 
-    def _untied(self, saved, own):
+    def _untied(self, value, own):
         """Tied in the module, but two different values in the file: one of them would be lost."""
+        saved = {k.scalar(): x for k, x in value.entries() if x.kind is _core.Kind.tensor}
         for keys in _ties(own):
             first = keys[0]
             for other in keys[1:]:
-                a, b = saved.get(first), saved.get(other)
-                if isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and not same_bits(a, b):
+                if first in saved and other in saved and not _same_value(saved[first], saved[other]):
                     yield (
                         f"{first} and {other}: one tensor in the module (tied), "
                         "two different values in the file"
                     )
+
+
+def _is_plain(module) -> bool:
+    """Whether all that the module's load_state_dict would do is to copy tensors."""
+    plain = torch.nn.Module
+    return not any(
+        m._load_state_dict_pre_hooks
+        or m._load_state_dict_post_hooks
+        or type(m)._load_from_state_dict is not plain._load_from_state_dict
+        or type(m).load_state_dict is not plain.load_state_dict
+        or not vars(m).keys().isdisjoint(("_load_from_state_dict", "load_state_dict"))
+        for m in module.modules()
+    )
+
+
+def _is_there(saved, own) -> bool:
+    """Whether everything that was saved has been read straight into the module."""
+    return saved.keys() == own.keys() and all(
+        isinstance(x, torch.Tensor) and _same_view(x, saved[key]) for key, x in own.items()
+    )
+
+
+def _same_view(x, y) -> bool:
+    return (
+        isinstance(y, torch.Tensor)
+        and x.untyped_storage()._cdata == y.untyped_storage()._cdata
+        and (x.storage_offset(), x.shape, x.stride(), x.dtype)
+        == (y.storage_offset(), y.shape, y.stride(), y.dtype)
+    )
+
+
+def _same_value(a, b) -> bool:
+    """Whether two tensors of a file have the same bits. Those that are one need not be read for that."""
+    s, t = a.as_tensor(), b.as_tensor()
+    if s.storage.identity == t.storage.identity and (s.storage_offset, s.shape, s.strides, s.dtype, s.conj, s.neg) == (
+        t.storage_offset, t.shape, t.strides, t.dtype, t.conj, t.neg
+    ):  # fmt: skip
+        return True
+    return same_bits(decode(a), decode(b))
 
 
 def _misfit(saved, own) -> str:

@@ -8,8 +8,8 @@ import torch
 
 from . import _core
 from .bits import same_bits
-from .tensors import Placement
-from .values import decode, encode
+from .tensors import Placement, is_plain
+from .values import decode, decode_structure, encode
 
 # Options that came and went with PyTorch's versions, or that schedulers add: no sign of another class.
 _OPTIONAL = frozenset(
@@ -35,9 +35,15 @@ class OptimizerEntry:
     def state_dict(self):
         return self.encoder.encode(self._optimizer.state_dict())
 
+    def live(self):
+        """The state that there is already, as far as it is tensors: a restore reads straight into them."""
+        state = self._optimizer.state_dict()["state"]
+        own = {n: {k: x for k, x in _items(slots) if is_plain(x)} for n, slots in state.items()}
+        return self.encoder.encode({"state": own})
+
     def align(self, value, recorded, names):
-        """The file's state in this optimizer's order, and what does not fit."""
-        saved = decode(value, Placement("cpu"))
+        """The file's state in this optimizer's order, and what does not fit. Tensors may have no data yet."""
+        saved = decode_structure(value)
         problems = self._form(saved) or self._class(saved, recorded)
         if problems:
             return value, problems
@@ -118,14 +124,10 @@ class OptimizerEntry:
         known = {identity: name for identity, name in reversed(names)}
         for number, param in enumerate(self._params()):
             for key, x in _items(aligned["state"].get(number)):
-                if (
-                    key in _PARAM_SHAPED
-                    and isinstance(x, torch.Tensor)
-                    and x.dim()
-                    and x.shape != param.shape
-                ):
+                shape = x.as_tensor().shape if isinstance(x, _core.Value) else []
+                if key in _PARAM_SHAPED and shape and shape != list(param.shape):
                     name = known.get(id(param), f"parameter {number}")
-                    yield f"{key} of {name}: shape {list(x.shape)} in the file, {list(param.shape)} wanted"
+                    yield f"{key} of {name}: shape {shape} in the file, {list(param.shape)} wanted"
 
 
 def _items(state):

@@ -9,7 +9,7 @@ from .arrays import numpy
 from .errors import InvalidError
 from .modules import ModuleEntry
 from .optimizers import OptimizerEntry
-from .tensors import Placement
+from .tensors import Placement, allocate
 from .values import decode, encode
 
 
@@ -82,9 +82,6 @@ class TrainingState:
         """A restore failed half way: what is registered is a mix, and is not saved until a restore succeeds."""
         return self._state.broken
 
-    def _optimizers(self):
-        return [thing for thing in self._things.values() if isinstance(thing, torch.optim.Optimizer)]
-
     def _captured(self):
         self._register_rng()
         return self._state.state_dict()
@@ -98,18 +95,30 @@ class TrainingState:
         try:
             self._state.load_state_dict(value, recorded, strict)
         finally:
-            for encoder in self._encoders:  # what they hold may just have been replaced
-                encoder.forget()
+            self._forget()
+
+    def _forget(self):
+        for encoder in self._encoders:  # what they hold may just have been replaced
+            encoder.forget()
+
+    def _restore(self, file, strict):
+        """As _load of a file that is not read yet: what fits goes straight into what is registered."""
+        rng.register(self._state, cuda=_has_cuda(file.value))
+        self._options.strict = strict
+        try:
+            self._state.restore(file, strict, allocate)
+        finally:
+            self._forget()
 
     def _add_module(self, name, module):
         entry = ModuleEntry(name, module, self._options, self._optimizers)
         self._entry(name, _core.Role.module, entry.state_dict, entry.load_state_dict,
-                    check=entry.check, encoder=entry.encoder)  # fmt: skip
+                    check=entry.check, encoder=entry.encoder, live=entry.live)  # fmt: skip
 
     def _add_optimizer(self, name, optimizer):
         entry = OptimizerEntry(name, optimizer)
         self._entry(name, _core.Role.optimizer, entry.state_dict, entry.load_state_dict,
-                    align=entry.align, encoder=entry.encoder)  # fmt: skip
+                    align=entry.align, encoder=entry.encoder, live=entry.live)  # fmt: skip
         self._optimizers.add(optimizer)
 
     def _add_object(self, name, thing) -> bool:
@@ -131,8 +140,8 @@ class TrainingState:
         if not _fill(self._values[name], new):
             self._values[name] = new
 
-    def _entry(self, name, role, get, put, check=None, align=None, encoder=None):
-        self._state.add_entry(name, role, get, put, check, None, None, align, encoder)
+    def _entry(self, name, role, get, put, check=None, align=None, encoder=None, live=None):
+        self._state.add_entry(name, role, get, put, check, None, None, align, encoder, live)
         if encoder is not None:
             self._encoders.append(encoder)
 

@@ -71,6 +71,17 @@ def _require_plain(tensor, place):
         )
 
 
+def is_plain(x) -> bool:
+    """Whether `x` is a tensor that can be saved as it is, in the memory of the CPU."""
+    return (
+        type(x) in (torch.Tensor, torch.nn.Parameter)  # and so not one of a lazy module
+        and x.layout is torch.strided
+        and x.device.type == "cpu"
+        and x.dtype in DTYPE_NAMES
+        and not (x.is_nested or x.is_quantized)
+    )
+
+
 class Placement:
     """Where tensors go: torch.load's map_location (None, a device, a string, a dict or a callable)."""
 
@@ -146,13 +157,20 @@ class TensorDecoder:
             self._storages[core.identity] = self._torch_storage(core)
         storage = self._storages[core.identity]
         tensor = torch.empty(0, dtype=DTYPES[t.dtype], device=storage.device)
-        tensor.set_(storage, t.storage_offset, t.shape, t.strides)
+        tensor.set_(storage, t.storage_offset + _shift(core, tensor.itemsize), t.shape, t.strides)
         return _finish(tensor, t)
 
     def _torch_storage(self, core):
         if self._placement.is_meta or core.device == "meta":
             return torch.UntypedStorage(core.size, device="meta")
         return self._placement.place(_memory(core), core.device)
+
+
+def _shift(core, itemsize):
+    """Where in torch's storage the core's begins, in elements: it may have been read into the middle of a larger one."""
+    owner = core.owner
+    inside = isinstance(owner, torch.UntypedStorage) and owner.device.type == "cpu" and core.address
+    return (core.address - owner.data_ptr()) // itemsize if inside else 0
 
 
 def _memory(core):

@@ -16,6 +16,7 @@ import collections
 import torch
 
 from . import _core, arrays
+from .arrays import FORM_KEY
 from .errors import UnsupportedError
 from .tensors import DTYPES, Placement, TensorDecoder
 
@@ -30,6 +31,11 @@ def encode(obj, root: str = "state") -> _core.Value:
 def decode(value: _core.Value, placement: Placement | None = None):
     """The Python object of a value. Tensors look into the memory that the value has, where torch owns it."""
     return _Decoder(placement or Placement("cpu")).decode(value)
+
+
+def decode_structure(value: _core.Value):
+    """As decode, but tensors (and numpy arrays) stay values, which encode gives back untouched."""
+    return _StructureDecoder(Placement("cpu")).decode(value)
 
 
 class _Decoder:
@@ -89,3 +95,13 @@ class _Decoder:
         if attributes is not None:
             vars(mapping).update(self._fill({}, attributes))
         return mapping
+
+
+class _StructureDecoder(_Decoder):
+    def __init__(self, placement):
+        super().__init__(placement)
+        self._readers[_Kind.tensor] = lambda v: v
+
+    def _dict(self, value):
+        mapping = self._fill({}, value)
+        return value if FORM_KEY in mapping else mapping

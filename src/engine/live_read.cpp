@@ -6,9 +6,6 @@
 namespace perdure::engine {
 namespace {
 
-// What is smaller may be read before there is anything to check; a number that is looked at is.
-constexpr std::uint64_t kNumbers = 1024;
-
 std::int64_t first_byte(const Tensor& tensor) {
   return tensor.storage_offset * static_cast<std::int64_t>(itemsize(tensor.dtype));
 }
@@ -87,9 +84,8 @@ void LiveRead::add_tensor(const Value& wanted, const Value* own, bool scalars) {
   if (tensor.storage->record < 0 || tensor.storage->data != nullptr) return;
   Use& use = uses_.at(static_cast<std::size_t>(tensor.storage->record));
   use.any = wanted;
-  const bool is_number = scalars && (tensor.numel() <= 1 || tensor.storage->size <= kNumbers);
-  if (is_number || own == nullptr || own->kind() != Kind::tensor || !is_own(own->as_tensor()) ||
-      !same_form(tensor, own->as_tensor()))
+  if ((scalars && tensor.numel() <= 1) || own == nullptr || own->kind() != Kind::tensor ||
+      !is_own(own->as_tensor()) || !same_form(tensor, own->as_tensor()))
     use.aside = true;
   if (own != nullptr && own->kind() == Kind::tensor && is_own(own->as_tensor()) &&
       tensor.dtype == own->as_tensor().dtype)
@@ -155,6 +151,7 @@ void LiveRead::read_aside(const CheckpointFile::Allocate& allocate) {
 }
 
 void LiveRead::read_live() {
+  if (live_.empty()) return;
   for (const std::size_t i : live_) {
     TensorStorage& storage = *file_.storages()[i];
     storage.data = uses_[i].pairs.front().begin();

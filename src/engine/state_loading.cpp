@@ -33,6 +33,15 @@ void collect(Problems& problems, Action&& action) {
   }
 }
 
+// Whoever cannot give its state may still be able to take one.
+Value own_of(const TrainingState::Entry& entry) {
+  try {
+    return entry.live();
+  } catch (const Error&) {
+    return {};
+  }
+}
+
 bool is_state_dict_of_a_module(const Dict& file) {
   return !file.empty() && std::all_of(file.begin(), file.end(), [](const auto& item) {
     return item.second.kind() == Kind::tensor;
@@ -187,12 +196,13 @@ void TrainingState::restore(const CheckpointFile& file, bool strict,
   if (in_place)
     for (const Loading::Taken& taken : loading.taken())
       if (taken.entry->live)
-        live.add(taken.value, taken.entry->live(), taken.entry->role == Role::optimizer);
+        live.add(taken.value, own_of(*taken.entry), taken.entry->role == Role::optimizer);
   live.read_aside(allocate);
   loading.check();
   loading.throw_problems();
   if (live.has_live()) broken_ = true;
   live.read_live();
+  for (const auto& storage : file.storages()) storage->may_be_kept = storage->owner != nullptr;
   put(loading);
 }
 

@@ -1,8 +1,8 @@
 // Notices that what a save copies later was changed before it was copied: by the version counters
 // that PyTorch keeps for every tensor.
 //
-// The counters do not see what goes around PyTorch's in-place operations: fused optimizers without
-// a fence, writes through .data or numpy, vector_to_parameters. Capture::checked compares bytes.
+// The counters do not see what goes around PyTorch's in-place operations: fused kernels, writes
+// through .data or numpy. Capture::checked compares bytes.
 #pragma once
 
 #include <perdure/state.hpp>

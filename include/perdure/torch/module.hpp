@@ -77,7 +77,7 @@ inline void collect_metadata(const torch::nn::Module& module, const std::string&
 
 inline Value tensor_entry(const std::string& key, const at::Tensor& tensor) {
   try {
-    return Value(tensor.detach());
+    return live_value(tensor);
   } catch (const Error& error) {
     throw Error(error.code(), "\"" + key + "\": " + error.what());
   }
@@ -87,7 +87,8 @@ inline Value tensor_entry(const std::string& key, const at::Tensor& tensor) {
 struct ModuleTarget {
   std::string key;
   at::Tensor live;
-  at::Tensor source;  // on the host
+  Tensor file;
+  at::Tensor source;  // on the host; undefined where the bytes are still in the file
 };
 
 inline std::pair<const char*, const char*> byte_bounds(const at::Tensor& tensor) {
@@ -104,9 +105,21 @@ inline bool overlap(const at::Tensor& a, const at::Tensor& b) {
   return x.first < y.second && y.first < x.second;
 }
 
+// Where in live memory the file's storage lies, if the tensor is its part of it.
+inline const char* storage_begin(const ModuleTarget& target) {
+  return static_cast<const char*>(target.live.const_data_ptr()) -
+         target.file.storage_offset * static_cast<std::int64_t>(itemsize(target.file.dtype));
+}
+
 // Whether writing b's value after a's would leave something else in a: tried out on a copy of their
 // storage.
 inline bool contradict(const ModuleTarget& a, const ModuleTarget& b) {
+  // One thing in the file as it is one here. What is not is there to be looked at.
+  if (a.file.storage == b.file.storage && storage_begin(a) == storage_begin(b) &&
+      a.live.strides() == c10::IntArrayRef(a.file.strides) &&
+      b.live.strides() == c10::IntArrayRef(b.file.strides))
+    return false;
+  if (!a.source.defined() || !b.source.defined()) return false;
   if (a.live.is_same(b.live) ||
       (a.live.const_data_ptr() == b.live.const_data_ptr() && a.live.sizes() == b.live.sizes() &&
        a.live.strides() == b.live.strides()))
@@ -157,7 +170,7 @@ inline std::string prefix_hint(const torch::nn::Module& module, const Value& val
 // Pairs the tensors of a module with those of a state_dict; every line that does not fit is a
 // problem.
 inline std::vector<ModuleTarget> match_module(const torch::nn::Module& module, const Value& value,
-                                              Problems& problems) {
+                                              Problems& problems, Bytes bytes = Bytes::there) {
   std::vector<ModuleTarget> targets;
   if (!value.is_mapping()) {
     problems.push_back(describe_value(value) + " in the file, the state_dict of a module here");
@@ -170,9 +183,10 @@ inline std::vector<ModuleTarget> match_module(const torch::nn::Module& module, c
     known.set(key, true);
     const Value* entry = value.as_dict().find(key);
     if (entry == nullptr) return missing.push_back(key);
-    if (const std::string problem = compare_tensor(*entry, live); !problem.empty())
+    if (const std::string problem = compare_tensor(*entry, live, bytes); !problem.empty())
       return problems.push_back("\"" + key + "\": " + problem);
-    targets.push_back({key, live, host_tensor(entry->as_tensor())});
+    const Tensor& file = entry->as_tensor();
+    targets.push_back({key, live, file, has_data(file) ? host_tensor(file) : at::Tensor()});
   });
   for (const auto& [key, entry] : value.as_dict())
     if (known.find(key) == nullptr)
@@ -226,13 +240,29 @@ inline void load_state_dict(torch::nn::Module& module, const Value& value) {
     problems.push_back(hint);
   detail::throw_if_any(problems, "the module");
   const at::NoGradGuard no_grad;
-  for (const auto& target : targets) at::Tensor(target.live).copy_(target.source);
+  for (const auto& target : targets)  // what a restore has read straight into it is there already
+    if (!detail::is_same_memory(target.live, target.source))
+      at::Tensor(target.live).copy_(target.source);
 }
 template <detail::ModuleLike T>
   requires(!std::derived_from<T, torch::nn::Module>)
 void load_state_dict(const T& module, const Value& value) {
   load_state_dict(static_cast<torch::nn::Module&>(detail::module_of(module)), value);
 }
+
+namespace detail {
+
+// The state_dict for a restore to read into. None where some of it is not in the memory of the CPU:
+// state_dict() would copy that.
+inline Value live_state(const torch::nn::Module& module) {
+  bool on_cpu = true;
+  for_each_tensor(module, "", [&](const std::string&, const at::Tensor& tensor, bool) {
+    on_cpu = on_cpu && tensor.defined() && tensor.is_cpu();
+  });
+  return on_cpu ? state_dict(module) : Value();
+}
+
+}  // namespace detail
 
 // perdure::Dict{{"model", model}} is a mistake that is easy to make; the compiler says what to
 // write instead.

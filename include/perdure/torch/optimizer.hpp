@@ -20,6 +20,7 @@
 #include <string>
 #include <tuple>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 namespace perdure {
@@ -55,7 +56,7 @@ struct StateWriter {
   Dict& state;
   void step(const char* key, std::int64_t x) { state.set(key, step_tensor(x)); }
   void tensor(const char* key, const at::Tensor& x, bool) {
-    if (x.defined()) state.set(key, x.detach());
+    if (x.defined()) state.set(key, live_value(x));
   }
 };
 
@@ -170,8 +171,23 @@ struct OptionReader : DictReader {
   void ignored(const char* key) { find(key); }
 };
 
+// Tensors over memory that nobody else needs, each of all of it: an optimizer may keep them.
+struct KeptTensors {
+  std::unordered_set<const c10::TensorImpl*> tensors{};
+  std::unordered_set<const TensorStorage*> storages{};
+
+  void add(const Tensor& file, const at::Tensor& tensor) {
+    const TensorStorage& storage = *file.storage;
+    if (storage.may_be_kept && tensor.nbytes() == storage.size && tensor.is_contiguous() &&
+        !tensor.is_conj() && !tensor.is_neg() && storages.insert(&storage).second)
+      tensors.insert(tensor.unsafeGetTensorImpl());
+  }
+};
+
 struct StateReader : DictReader {
   const at::Tensor& param;
+  Bytes bytes;
+  KeptTensors& kept;
 
   void step(const char* key, std::int64_t& slot) {
     if (const Value* value = find(key)) return read(key, *value, slot, read_step);
@@ -186,8 +202,11 @@ struct StateReader : DictReader {
     } else if (c10::IntArrayRef(value->as_tensor().shape) != param.sizes()) {
       problem("\"" + std::string(key) + "\": shape " + format_shape(value->as_tensor().shape) +
               " in the file, the parameter here has " + format_shape(param.sizes()));
-    } else {
+    } else if (bytes == Bytes::there || has_data(value->as_tensor())) {
       read(key, *value, slot, [](const Value& x) { return host_tensor(x.as_tensor()); });
+      if (slot.defined()) kept.add(value->as_tensor(), slot);
+    } else {
+      slot = at::empty(param.sizes(), at::TensorOptions(c10::kMeta));  // there is one
     }
   }
 };
@@ -199,6 +218,7 @@ struct LoadedOptimizer {
   std::vector<OptionsOf<O>> options;  // per group
   std::vector<std::pair<at::Tensor, std::unique_ptr<StateOf<O>>>>
       states;  // per parameter; null: none
+  KeptTensors kept{};
 };
 
 // The class whose options these are, "" where none of the five.
@@ -267,7 +287,8 @@ inline void compare_group_sizes(const torch::optim::Optimizer& optimizer, const 
 
 template <class O>
 void read_state(const Value& value, const Value& id, const at::Tensor& param,
-                const OptionsOf<O>& options, LoadedOptimizer<O>& loaded, Problems& problems) {
+                const OptionsOf<O>& options, LoadedOptimizer<O>& loaded, Problems& problems,
+                Bytes bytes) {
   auto& [target, state] = loaded.states.emplace_back(param, nullptr);
   const Value* entry = value["state"].as_dict().find(id);
   const std::string where = "state[" + repr(id) + "]";
@@ -275,7 +296,7 @@ void read_state(const Value& value, const Value& id, const at::Tensor& param,
     problems.push_back(where + ": " + describe_value(*entry) + ", not a dict");
   } else if (entry != nullptr && !entry->as_dict().empty()) {
     state = std::make_unique<StateOf<O>>();
-    StateReader reader{{entry->as_dict(), where, problems}, param};
+    StateReader reader{{entry->as_dict(), where, problems}, param, bytes, loaded.kept};
     OptimizerTraits<O>::state(*state, options, reader);
     reader.refuse_unknown(OptimizerTraits<O>::name);
     // An SGD that has made no step with momentum yet: None, or nothing, where the buffer will be.
@@ -298,7 +319,8 @@ inline void refuse_foreign_states(const Value& value, const Value::Items& groups
 
 // Reads a state_dict for `optimizer`; every line that does not fit is a problem.
 template <class O>
-LoadedOptimizer<O> read_optimizer(const O& optimizer, const Value& value, Problems& problems) {
+LoadedOptimizer<O> read_optimizer(const O& optimizer, const Value& value, Problems& problems,
+                                  Bytes bytes = Bytes::there) {
   LoadedOptimizer<O> loaded;
   const Value::Items* groups = groups_of(value, problems);
   if (groups == nullptr) return loaded;
@@ -323,7 +345,7 @@ LoadedOptimizer<O> read_optimizer(const O& optimizer, const Value& value, Proble
     reader.refuse_unknown(OptimizerTraits<O>::name);
     const auto& ids = (*groups)[i]["params"].as_items();
     for (std::size_t k = 0; k < ids.size(); ++k)
-      read_state<O>(value, ids[k], own.params()[k], options, loaded, problems);
+      read_state<O>(value, ids[k], own.params()[k], options, loaded, problems, bytes);
   }
   refuse_foreign_states(value, *groups, problems);
   return loaded;
@@ -332,11 +354,12 @@ LoadedOptimizer<O> read_optimizer(const O& optimizer, const Value& value, Proble
 // --- Putting it in place ---
 
 // Makes the tensors of a state, which look into the loaded memory, the optimizer's own: copied into
-// the memory of the live state where that has the same form, into new tensors on the parameter's
-// device otherwise. Dtypes stay those of the file, whatever the parameter's: an fp32 moment of a
-// bf16 parameter keeps its bits.
+// the memory of the live state where that has the same form (and they are not there already), into
+// new tensors on the parameter's device otherwise, but for those that it may keep. Dtypes stay
+// those of the file, whatever the parameter's: an fp32 moment of a bf16 parameter keeps its bits.
 struct StatePlacer {
   at::Device device;
+  const KeptTensors& kept;
   std::vector<at::Tensor> live{};
   std::size_t next = 0;
 
@@ -348,7 +371,10 @@ struct StatePlacer {
     const bool fits = old.defined() && old.scalar_type() == slot.scalar_type() &&
                       old.sizes() == slot.sizes() && old.strides() == slot.strides() &&
                       old.device() == device;
-    slot = fits ? old.detach().copy_(slot) : slot.clone().to(device);
+    if (fits)
+      slot = is_same_memory(old, slot) ? old.detach() : old.detach().copy_(slot);
+    else if (!device.is_cpu() || !kept.tensors.contains(slot.unsafeGetTensorImpl()))
+      slot = slot.clone().to(device);
   }
 };
 
@@ -372,7 +398,7 @@ void place(O& optimizer, LoadedOptimizer<O> loaded) {
       continue;
     }
     const OptionsOf<O>& any_options = loaded.options.front();
-    StatePlacer placer{param.device()};
+    StatePlacer placer{param.device(), loaded.kept};
     if (found != states.end() && found->second != nullptr)
       OptimizerTraits<O>::state(static_cast<const StateOf<O>&>(*found->second), any_options,
                                 StateTensors{placer.live});
@@ -431,8 +457,16 @@ inline std::vector<const void*> stepped_storages(const torch::optim::Optimizer& 
 }
 
 inline void check_optimizer(const torch::optim::Optimizer& optimizer, const Value& value,
-                            Problems& problems) {
-  with_optimizer(optimizer, [&]<class O>(const O& o) { read_optimizer<O>(o, value, problems); });
+                            Problems& problems, Bytes bytes = Bytes::there) {
+  with_optimizer(optimizer,
+                 [&]<class O>(const O& o) { read_optimizer<O>(o, value, problems, bytes); });
+}
+
+inline bool is_on_cpu(const torch::optim::Optimizer& optimizer) {
+  for (const auto& group : optimizer.param_groups())
+    for (const at::Tensor& param : group.params())
+      if (!param.is_cpu()) return false;
+  return true;
 }
 
 }  // namespace detail

@@ -211,6 +211,28 @@ inline at::Tensor view_of(const c10::Storage& storage, const Tensor& tensor) {
   return view;
 }
 
+inline bool has_data(const Tensor& tensor) {
+  return tensor.storage->data != nullptr || tensor.storage->size == 0;
+}
+
+// The same elements in the same places: copying one into the other would change nothing.
+inline bool is_same_memory(const at::Tensor& a, const at::Tensor& b) {
+  return a.device() == b.device() && a.const_data_ptr() == b.const_data_ptr() &&
+         a.scalar_type() == b.scalar_type() && a.sizes() == b.sizes() &&
+         a.strides() == b.strides() && a.is_conj() == b.is_conj() && a.is_neg() == b.is_neg();
+}
+
+// Whether a state_dict may look at the bytes of a tensor. While a restore checks what fits, those
+// that it is going to read straight into live tensors are still in the file (TrainingState::Entry).
+enum class Bytes { there, later };
+
+// The live tensor as a Value. A restore may read into what is in the memory of the CPU.
+inline Value live_value(const at::Tensor& tensor) {
+  Value value(tensor.detach());
+  if (tensor.is_cpu()) value.as_tensor().liveness = Liveness::live;
+  return value;
+}
+
 // A tensor's bytes where they were loaded: to copy from, whatever device they are meant for.
 inline at::Tensor host_tensor(const Tensor& tensor) {
   return view_of(host_storage(tensor.storage), tensor);
@@ -232,7 +254,8 @@ inline std::string describe_value(const Value& value) {
 }
 
 // What keeps `value` from being copied into `live`, bit for bit; "" where nothing does.
-inline std::string compare_tensor(const Value& value, const at::Tensor& live) {
+inline std::string compare_tensor(const Value& value, const at::Tensor& live,
+                                  Bytes bytes = Bytes::there) {
   if (value.kind() != Kind::tensor) return describe_value(value) + " in the file, a tensor here";
   const Tensor& tensor = value.as_tensor();
   if (c10::IntArrayRef(tensor.shape) != live.sizes())
@@ -243,7 +266,7 @@ inline std::string compare_tensor(const Value& value, const at::Tensor& live) {
            std::string(dtype_of(live.scalar_type()) ? dtype_name(*dtype_of(live.scalar_type()))
                                                     : c10::toString(live.scalar_type())) +
            " here";
-  if (tensor.storage->data == nullptr && tensor.storage->size != 0)
+  if (bytes == Bytes::there && !has_data(tensor))
     return "the tensor in the file has no data (loaded to \"meta\"?)";
   return "";
 }

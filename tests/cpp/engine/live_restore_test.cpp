@@ -317,7 +317,8 @@ class DamagedLiveRestoreTest : public RunFixture {
   }
   void damage_large(const std::filesystem::path& checkpoint, std::size_t block) {
     std::uint64_t offset = 0;
-    for (const auto& record : CheckpointFile::open(checkpoint).records())
+    const CheckpointFile opened = CheckpointFile::open(checkpoint);
+    for (const auto& record : opened.records())
       if (record.size == kFloats * sizeof(float)) offset = record.offset;
     std::fstream stream(checkpoint, std::ios::binary | std::ios::in | std::ios::out);
     stream.seekp(static_cast<std::streamoff>(offset + (block << 22) + 5));
