@@ -136,7 +136,8 @@ void bind_files(nb::module_& m) {
       .def_prop_ro("value", [](const CheckpointFile& file) { return file.value(); })
       .def_prop_ro("info", [](const CheckpointFile& file) { return file.info(); })
       .def("has_checksums", &CheckpointFile::has_checksums)
-      .def("read_all", &read_all, nb::arg("value"), nb::arg("allocate"));
+      .def("read_all", &read_all, nb::arg("value"), nb::arg("allocate"))
+      .def("map_all", &CheckpointFile::map_all, nb::arg("value"), nb::arg("verify"), Released());
   m.def("save", &save, nb::arg("path"), nb::arg("state"), Released());
   m.def("write_to", nb::overload_cast<nb::callable, const Value&, const CheckpointInfo&>(&write_to),
         nb::arg("sink"), nb::arg("state"), nb::arg("info"));

@@ -1,3 +1,4 @@
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/complex.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
@@ -35,8 +36,14 @@ std::shared_ptr<TensorStorage> make_storage(std::uintptr_t address, std::uint64_
   return storage;
 }
 
-nb::bytes storage_bytes(const TensorStorage& storage) {
-  return nb::bytes(storage.data, storage.data ? storage.size : 0);
+// The bytes as a tensor of torch's, over the same memory, which it keeps.
+nb::ndarray<nb::pytorch, std::uint8_t> storage_tensor(std::shared_ptr<TensorStorage> storage) {
+  std::uint8_t* const data = reinterpret_cast<std::uint8_t*>(storage->data);
+  const std::size_t size = storage->size;
+  auto* const kept = new std::shared_ptr<TensorStorage>(std::move(storage));
+  const nb::capsule owner(
+      kept, [](void* p) noexcept { delete static_cast<std::shared_ptr<TensorStorage>*>(p); });
+  return nb::ndarray<nb::pytorch, std::uint8_t>(data, {size}, owner);
 }
 
 DType dtype_of(const std::string& name) {
@@ -184,7 +191,7 @@ void bind_tensors(nb::module_& m) {
            nb::arg("owner") = nb::none())
       .def("set_data", &set_data, nb::arg("address"), nb::arg("owner").none())
       .def_prop_ro("owner", &owner_of)
-      .def("data", &storage_bytes)
+      .def("tensor", &storage_tensor)
       .def_ro("size", &TensorStorage::size)
       .def_rw("device", &TensorStorage::device)
       .def_ro("record", &TensorStorage::record)

@@ -53,12 +53,19 @@ struct LoadOptions {
   // Only these parts: each is a path of keys, {"model"} or {"model", "fc.weight"}. Nothing else is
   // read.
   std::vector<KeyPath> keys = {};
+  // The tensors look into the file itself (a private mapping): nothing is read before it is
+  // touched, and what is never touched never. Writing to them does not change the file. Nothing is
+  // verified either, unless `verify` says so: then every checksum is compared first, which reads
+  // all of it. The file must stay as it is while a tensor lives: to replace it by renaming is fine
+  // (save does), but where it is cut, touching what is gone ends the program (SIGBUS).
+  bool mmap = false;
+  bool verify = false;  // without mmap all is verified in any case
 };
 
 // Loads any file that torch.save (1.6 and newer) or perdure wrote. Every byte has its checksum
-// compared. Errors: corrupt (names file, offset and tensor), unsupported (holds what plain data
-// cannot: names it and its place; or a newer format), not_found, invalid (keys that are not there),
-// io.
+// compared (but see LoadOptions::mmap). Errors: corrupt (names file, offset and tensor),
+// unsupported (holds what plain data cannot: names it and its place; or a newer format), not_found,
+// invalid (keys that are not there), io.
 Value load(const std::filesystem::path& path, const LoadOptions& options = {});
 
 // What a reader needs of a file. read fills all of `into` or throws Error. Must be safe to call
@@ -78,6 +85,9 @@ class Source {
     read(offset, into);
     return into;
   }
+  // All of it in memory, for the process alone: what is written there does not reach the source.
+  // Null where it cannot be mapped.
+  virtual std::shared_ptr<std::byte> map() const { return nullptr; }
   // A hint: these bytes are read soon, and those around them are not.
   virtual void will_read(std::uint64_t /*offset*/, std::uint64_t /*size*/) const {}
 };
@@ -114,6 +124,9 @@ class CheckpointFile {
   using Allocate = std::function<void(TensorStorage&)>;
   void read_all(const Value& value, const Allocate& allocate = {}) const;
 
+  // As read_all, but the storages get their places in a private mapping of the file, which they
+  // keep alive; see LoadOptions::mmap. Error(invalid) where the source is no file.
+  void map_all(const Value& value, bool verify = false) const;
   // Reads these storages, by number, over what is in the memory that they have: nothing of a block
   // is written there before its checksum was found right. When it throws, some blocks are
   // overwritten. Only where reads_in_place().

@@ -6,6 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 import enum
 import os
 import pathlib
+from typing import Annotated
+
+import torch
 
 
 class Kind(enum.Enum):
@@ -134,7 +137,7 @@ class Storage:
     @property
     def owner(self) -> object: ...
 
-    def data(self) -> bytes: ...
+    def tensor(self) -> Annotated[torch.Tensor, dict(dtype='uint8')]: ...
 
     @property
     def size(self) -> int: ...
@@ -325,6 +328,8 @@ class CheckpointFile:
     def has_checksums(self) -> bool: ...
 
     def read_all(self, value: Value, allocate: Callable) -> None: ...
+
+    def map_all(self, value: Value, verify: bool) -> None: ...
 
 def save(path: str | os.PathLike, state: Value) -> None: ...
 

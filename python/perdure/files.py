@@ -30,23 +30,31 @@ def save(state, file) -> None:
         _core.save(_path(file), value)
 
 
-def load(file, map_location=None, keys=None):
+def load(file, map_location=None, keys=None, mmap: bool = False, verify: bool = False):
     """Loads what perdure.save or torch.save wrote at the path `file` (or in a binary file object).
 
-    Every byte has its checksum compared, and nothing in the file is ever executed.
+    Every byte has its checksum compared (but see `mmap`), and nothing in the file is ever executed.
 
     `map_location`: where tensors go, as for torch.load: None (where they were saved from), "cpu", "cuda:1", a
         torch.device, a dict, a callable; "meta" reads no data at all (numpy arrays then stay in their plain form).
     `keys`: only these parts; nothing else is read. Each is a key or a tuple of keys:
         perdure.load("cp.pt", keys=["epoch", ("model", "fc.weight")])
+    `mmap`: the tensors look into the file itself (a private mapping): nothing is read before it is touched. Writing
+        to them does not change the file. Nothing is verified, unless `verify=True` says so: then every checksum is
+        compared first, which reads all of it. The file must stay as it is while a tensor lives: replacing it by
+        renaming is fine (perdure.save does that), but where it is cut, touching what is gone ends the program (SIGBUS).
 
     Raises CorruptionError (naming file, offset and tensor), UnsupportedError (the file holds what plain data
     cannot; it names it and its place), NotFoundError, IoError, and InvalidError for keys that are not there.
     """
+    if mmap and hasattr(file, "read"):
+        raise InvalidError("mmap=True needs the path of a file, not a file object")
     opened = _open(file)
     value = opened.value if keys is None else _core.select(opened.value, _key_paths(keys))
     placement = Placement(map_location)
-    if not placement.is_meta:
+    if mmap and not placement.is_meta:
+        opened.map_all(value, verify)
+    elif not placement.is_meta:
         read_all(opened, value, placement)
     return decode(value, placement)
 

@@ -174,14 +174,14 @@ def _shift(core, itemsize):
 
 
 def _memory(core):
-    """The torch storage behind a core storage, or a copy where the core itself owns the memory."""
+    """The torch storage behind a core storage, or one over the memory that the core itself owns."""
     if isinstance(core.owner, torch.UntypedStorage):
         return core.owner
-    storage = torch.UntypedStorage(core.size)
-    if core.size:
-        bytes_ = torch.frombuffer(bytearray(core.data()), dtype=torch.uint8)
-        torch.empty(0, dtype=torch.uint8).set_(storage, 0, (core.size,)).copy_(bytes_)
-    return storage
+    if not core.size:
+        return torch.UntypedStorage(0)
+    if not core.address:
+        raise InvalidError("a tensor has no data: its file was only opened")
+    return core.tensor().untyped_storage()
 
 
 def _finish(tensor, t):

@@ -1,5 +1,6 @@
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <charconv>
 #include <new>
 
@@ -65,7 +66,10 @@ struct CheckpointFile::Parts {
   }
 
   void read(const std::vector<engine::RecordRead>& reads) const {
-    engine::bulk_read(records.source(), reads,
+    read_from(records.source(), reads);
+  }
+  void read_from(const Source& source, const std::vector<engine::RecordRead>& reads) const {
+    engine::bulk_read(source, reads,
                       [this](const engine::RecordRead& read, const engine::DamagedBlock& block) {
                         throw Error(ErrorCode::corrupt, describe(*read.record, block));
                       });
@@ -76,6 +80,24 @@ struct CheckpointFile::Parts {
         "{}: {} is damaged: {} bytes at offset {} (record {}) do not have the checksum that they "
         "were written with",
         records.source().name(), tensor_in(record), block.size, block.offset, record.name);
+  }
+
+  // The storages that `value` refers to and that are still to be read, in ascending order.
+  std::vector<std::size_t> unread(const Value& value) const {
+    std::vector<bool> wanted(decoded.storages.size());
+    engine::for_each_tensor(value, [&](const KeyPath& path, const Tensor& tensor) {
+      const TensorStorage& storage = *tensor.storage;
+      if (storage.record < 0 || storage.data != nullptr || storage.device == "meta") return;
+      const auto number = static_cast<std::size_t>(storage.record);
+      if (number >= wanted.size() || decoded.storages[number] != tensor.storage)
+        throw Error(ErrorCode::invalid, fmt::format("{}: {} is a tensor of another file",
+                                                    records.source().name(), format_path(path)));
+      wanted[number] = true;
+    });
+    std::vector<std::size_t> numbers;
+    for (std::size_t i = 0; i < wanted.size(); ++i)
+      if (wanted[i]) numbers.push_back(i);
+    return numbers;
   }
 
   std::string tensor_in(const Record& record) const {
@@ -140,20 +162,9 @@ void allocate_owned(TensorStorage& storage) {
 }  // namespace
 
 void CheckpointFile::read_all(const Value& value, const Allocate& allocate) const {
-  std::vector<bool> wanted(storages().size());
-  engine::for_each_tensor(value, [&](const KeyPath& path, const Tensor& tensor) {
-    const TensorStorage& storage = *tensor.storage;
-    if (storage.record < 0 || storage.data != nullptr || storage.device == "meta") return;
-    const auto number = static_cast<std::size_t>(storage.record);
-    if (number >= wanted.size() || storages()[number] != tensor.storage)
-      throw Error(ErrorCode::invalid,
-                  fmt::format("{}: {} is a tensor of another file", name(), format_path(path)));
-    wanted[number] = true;
-  });
   std::vector<engine::RecordRead> reads;
   std::vector<MutableBytes> fresh;
-  for (std::size_t i = 0; i < wanted.size(); ++i) {
-    if (!wanted[i]) continue;
+  for (const std::size_t i : parts_->unread(value)) {
     TensorStorage& storage = *storages()[i];
     (allocate ? allocate : Allocate(allocate_owned))(storage);
     const MutableBytes into(storage.data, storage.size);
@@ -162,6 +173,50 @@ void CheckpointFile::read_all(const Value& value, const Allocate& allocate) cons
   }
   io::prefer_huge_pages(std::move(fresh));
   parts_->read(reads);
+}
+
+namespace {
+
+// What is mapped, as a source: checksums are computed where the bytes lie.
+class MappedSource final : public Source {
+ public:
+  MappedSource(const std::byte* begin, const Source& source) : begin_(begin), source_(source) {}
+  std::uint64_t size() const override { return source_.size(); }
+  const std::string& name() const override { return source_.name(); }
+  void read(std::uint64_t offset, MutableBytes into) const override {
+    std::copy_n(begin_ + offset, into.size(), into.data());
+  }
+  ConstBytes read_bulk(std::uint64_t offset, MutableBytes into, MutableBytes) const override {
+    return {begin_ + offset, into.size()};
+  }
+
+ private:
+  const std::byte* begin_;
+  const Source& source_;
+};
+
+// No element is larger. PyTorch aligns records to 64 bytes; what other tools have packed anew may
+// lie anywhere.
+constexpr std::uint64_t kMappedAlignment = 16;
+
+}  // namespace
+
+void CheckpointFile::map_all(const Value& value, bool verify) const {
+  const Source& source = parts_->records.source();
+  const std::shared_ptr<std::byte> mapping = source.map();
+  if (!mapping)
+    throw Error(ErrorCode::invalid,
+                fmt::format("{}: only a file on this machine can be mapped", name()));
+  std::vector<engine::RecordRead> reads;
+  for (const std::size_t i : parts_->unread(value)) {
+    const Record& record = *parts_->storage_records[i];
+    if (record.offset % kMappedAlignment != 0) continue;
+    storages()[i]->data = mapping.get() + record.offset;
+    storages()[i]->owner = mapping;
+    if (verify) reads.push_back(parts_->records.read_of(record, parts_->index, {}));
+  }
+  parts_->read_from(MappedSource(mapping.get(), source), reads);
+  read_all(value);  // the rest
 }
 
 bool CheckpointFile::reads_in_place() const {

@@ -54,7 +54,10 @@ Value load(const std::filesystem::path& path, const LoadOptions& options) {
   Value value = options.keys.empty() ? file.value() : select(file.value(), options.keys);
   if (!options.map_location.empty())
     for (const auto& storage : file.storages()) storage->device = options.map_location;
-  file.read_all(value);
+  if (options.mmap)
+    file.map_all(value, options.verify);
+  else
+    file.read_all(value);
   return value;
 }
 

@@ -42,6 +42,7 @@ class FileSource final : public Source {
     file_.read(offset, into);
     return into;
   }
+  std::shared_ptr<std::byte> map() const override;
   void will_read(std::uint64_t offset, std::uint64_t size) const override {
     // The kernel takes no more of it than it would read ahead by itself.
     constexpr std::uint64_t kReadAhead = std::uint64_t{128} << 10;
@@ -89,6 +90,20 @@ ConstBytes FileSource::read_direct(std::uint64_t offset, std::size_t size,
     if (done % kDirectAlignment != 0 && done < before + size) return {};  // cut meanwhile
   }
   return whole.subspan(before, size);
+}
+
+std::shared_ptr<std::byte> FileSource::map() const {
+  const auto now = static_cast<std::uint64_t>(file_.status().st_size);
+  if (now < size_)
+    throw Error(
+        ErrorCode::io,
+        fmt::format("cannot map '{}': it had {} bytes when it was opened, and now it has {}",
+                    name(), size_, now));
+  std::byte* address = nullptr;
+  System& system = file_.system();
+  if (const int result = system.map(file_.fd(), size_, address); result < 0)
+    throw_error(-result, "map", name());
+  return {address, [&system, size = size_](std::byte* p) { system.unmap(p, size); }};
 }
 
 int FileSource::direct_fd() const {

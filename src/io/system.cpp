@@ -54,6 +54,15 @@ class RealSystem final : public System {
   void will_need(int fd, std::uint64_t offset, std::uint64_t size) override {
     ::posix_fadvise(fd, static_cast<off_t>(offset), static_cast<off_t>(size), POSIX_FADV_WILLNEED);
   }
+  // No swap need be there for pages that nobody will write to.
+  int map(int fd, std::uint64_t size, std::byte*& address) override {
+    void* const mapped =
+        ::mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_NORESERVE, fd, 0);
+    if (mapped == MAP_FAILED) return -errno;
+    address = static_cast<std::byte*>(mapped);
+    return 0;
+  }
+  void unmap(std::byte* address, std::uint64_t size) override { ::munmap(address, size); }
   int fstat(int fd, struct stat& status) override { return or_errno(::fstat(fd, &status)); }
   int fchmod(int fd, mode_t mode) override { return or_errno(::fchmod(fd, mode)); }
   int lock(int fd, int command, struct flock& lock) override {
@@ -149,6 +158,8 @@ std::unique_ptr<Ring> System::open_ring(unsigned) {
 
 std::uint64_t System::cached(int, std::uint64_t, std::uint64_t size) { return size; }
 void System::will_need(int, std::uint64_t, std::uint64_t) {}
+int System::map(int, std::uint64_t, std::byte*&) { return -ENODEV; }
+void System::unmap(std::byte*, std::uint64_t) {}
 
 System& real_system() {
   static RealSystem system;

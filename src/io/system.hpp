@@ -45,6 +45,9 @@ class System {
   virtual std::uint64_t cached(int fd, std::uint64_t offset, std::uint64_t size);
   // Lets the kernel read them into the page cache meanwhile, and none beside them.
   virtual void will_need(int fd, std::uint64_t offset, std::uint64_t size);
+  // The first `size` bytes in memory, writable, and for this process alone. Not all systems can.
+  virtual int map(int fd, std::uint64_t size, std::byte*& address);
+  virtual void unmap(std::byte* address, std::uint64_t size);
   virtual int fstat(int fd, struct stat& status) = 0;
   virtual int fchmod(int fd, mode_t mode) = 0;
   virtual int lock(int fd, int command, struct flock& lock) = 0;  // F_SETLK, F_GETLK, F_OFD_SETLK

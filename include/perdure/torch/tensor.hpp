@@ -226,13 +226,6 @@ inline bool is_same_memory(const at::Tensor& a, const at::Tensor& b) {
 // that it is going to read straight into live tensors are still in the file (TrainingState::Entry).
 enum class Bytes { there, later };
 
-// The live tensor as a Value. A restore may read into what is in the memory of the CPU.
-inline Value live_value(const at::Tensor& tensor) {
-  Value value(tensor.detach());
-  if (tensor.is_cpu()) value.as_tensor().liveness = Liveness::live;
-  return value;
-}
-
 // A tensor's bytes where they were loaded: to copy from, whatever device they are meant for.
 inline at::Tensor host_tensor(const Tensor& tensor) {
   return view_of(host_storage(tensor.storage), tensor);
@@ -310,6 +303,17 @@ struct ToValue<at::Tensor> {
     return Value(std::move(tensor));
   }
 };
+
+namespace detail {
+
+// The live tensor as a Value. A restore may read into what is in the memory of the CPU.
+inline Value live_value(const at::Tensor& tensor) {
+  Value value(tensor.detach());
+  if (tensor.is_cpu()) value.as_tensor().liveness = Liveness::live;
+  return value;
+}
+
+}  // namespace detail
 
 // The tensor on its storage's device ("cpu": over the loaded memory itself, which it keeps; "meta":
 // no data). Tensors that share a TensorStorage share a storage afterwards. Error(unsupported) where

@@ -101,6 +101,10 @@ class FaultySystem final : public io::System {
     if (all_cached) return *all_cached ? size : 0;
     return real().cached(fd, offset, size);
   }
+  int map(int fd, std::uint64_t size, std::byte*& address) override {
+    return real().map(fd, size, address);
+  }
+  void unmap(std::byte* address, std::uint64_t size) override { real().unmap(address, size); }
   int fstat(int fd, struct stat& status) override {
     if (const int e = fault(Call::fstat, false)) return e;
     return real().fstat(fd, status);
