@@ -110,8 +110,8 @@ SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engi
   return SaveHandle(job->handle());
 }
 
-// The new checkpoint counts as saved when the older ones are pruned, too: who waits for it finds
-// the directory as it will stay.
+// Who waits for the handle waits for what is durable, not for the removal of older ones, which takes
+// its time; the next save does, and wait().
 void CheckpointManager::Parts::write(const std::shared_ptr<engine::SaveJob>& done) {
   const CheckpointInfo& info = done->info();
   const std::string name = engine::format({info.step, info.generation});
@@ -131,8 +131,8 @@ void CheckpointManager::Parts::write(const std::shared_ptr<engine::SaveJob>& don
     parent = info.generation;
     run.add(saved, name);
   }
-  prune();
   handle->succeed(saved);
+  prune();
 }
 
 // The next call throws it, or it is told now and kept for wait() and close().

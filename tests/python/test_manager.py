@@ -39,6 +39,7 @@ def save_steps(checkpoints, state, steps, **metrics):
         state.x.fill_(step)
         metrics_now = {k: v[step] for k, v in metrics.items()}
         handles.append(finished(checkpoints.save(state, metrics=metrics_now)))
+        checkpoints._wait_idle()  # pruning, too
     return handles
 
 

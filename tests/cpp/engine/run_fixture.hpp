@@ -53,10 +53,12 @@ class RunFixture : public testing::Test {
     options.warning = [this](const std::string& text) { warnings.push_back(text); };
     return CheckpointManager(path, std::move(options));
   }
-  // A save that is over when it returns, and whose error nobody has seen.
+  // A save that is over when it returns, pruning included, and whose error nobody has seen.
   static SaveHandle save(CheckpointManager& manager, std::int64_t step,
                          const Metrics& metrics = {}) {
-    return over(manager.save(state_of_step(step), info_of_step(step, metrics)));
+    SaveHandle handle = over(manager.save(state_of_step(step), info_of_step(step, metrics)));
+    while (!manager.idle(std::chrono::seconds(1))) continue;
+    return handle;
   }
   static SaveHandle over(SaveHandle handle) {
     while (!handle.done()) std::this_thread::sleep_for(std::chrono::microseconds(50));
