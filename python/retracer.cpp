@@ -136,11 +136,10 @@ bool Retracer::same_tensor(PyObject* object, Value& value) {
          same_storage(object, tensor) && same_flags(object, tensor);
 }
 
+// The address of a storage in CPU memory changes whenever its size does, and that was compared.
 bool Retracer::same_storage(PyObject* object, const Tensor& tensor) const {
-  const TorchObjects& torch = torch_objects();
-  const nb::object storage = call_method(object, torch.untyped_storage);
-  return storage.ptr() == owner_object(tensor.storage->owner) &&
-         unsigned_result(storage.ptr(), torch.nbytes) == tensor.storage->size;
+  return call_method(object, torch_objects().untyped_storage).ptr() ==
+         owner_object(tensor.storage->owner);
 }
 
 bool Retracer::same_flags(PyObject* object, const Tensor& tensor) const {

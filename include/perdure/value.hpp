@@ -278,8 +278,9 @@ class Dict {
 
   // For who makes the same tree at every save and keeps a handle of it: a number, unique in the
   // process, that stands for all that is below but its numbers. As long as it is the same, only
-  // None, bools, ints and floats are changed, each for another of these; the keeper sees to that.
-  // 0: nothing is promised. Copies have none.
+  // None, bools, ints and floats that are no keys are changed, each for another of these; the
+  // keeper sees to that, and that nothing below stands anywhere else. 0: nothing is promised.
+  // Copies have none.
   void keep_as(std::uint64_t structure) { structure_.number = structure; }
   std::uint64_t structure() const noexcept { return structure_.number; }
 

@@ -12,6 +12,14 @@ bool wanted_whole(const std::vector<KeyPath>& keys) {
   return false;
 }
 
+void require_key(const Dict& dict, const Value& key, const KeyPath& at) {
+  try {
+    dict.at(key);
+  } catch (const Error& error) {
+    throw Error(ErrorCode::invalid, fmt::format("keys: in {}: {}", format_path(at), error.what()));
+  }
+}
+
 Value select_below(const Value& state, const std::vector<KeyPath>& keys, KeyPath& at) {
   if (wanted_whole(keys)) return state;
   if (!state.is_mapping())
@@ -19,24 +27,24 @@ Value select_below(const Value& state, const std::vector<KeyPath>& keys, KeyPath
                 fmt::format("keys: {} is a {}, not a dict: only dicts can be taken apart",
                             format_path(at), kind_name(state.kind())));
   const Dict& dict = state.as_dict();
+  Dict places;  // key -> place in `below`; compares keys as a dict does
+  std::vector<std::vector<KeyPath>> below;
   for (const KeyPath& path : keys) {
-    try {
-      dict.at(path[0]);
-    } catch (const Error& error) {
-      throw Error(ErrorCode::invalid,
-                  fmt::format("keys: in {}: {}", format_path(at), error.what()));
+    require_key(dict, path[0], at);
+    if (places.find(path[0]) == nullptr) {
+      places.set(path[0], below.size());
+      below.emplace_back();
     }
+    const auto place = static_cast<std::size_t>(places.find(path[0])->as_int());
+    below[place].emplace_back(path.begin() + 1, path.end());
   }
   Dict out(dict.kind());
   out.set_attributes(dict.attributes());
   for (const auto& [key, value] : dict) {
-    std::vector<KeyPath> below;
-    Dict probe{{key, Value()}};  // compares keys as a dict does
-    for (const KeyPath& path : keys)
-      if (probe.find(path[0]) != nullptr) below.emplace_back(path.begin() + 1, path.end());
-    if (below.empty()) continue;
+    const Value* place = places.find(key);
+    if (place == nullptr) continue;
     at.push_back(key);
-    out.set(key, select_below(value, below, at));
+    out.set(key, select_below(value, below[static_cast<std::size_t>(place->as_int())], at));
     at.pop_back();
   }
   return Value(std::move(out));

@@ -40,7 +40,6 @@ std::uint64_t zip64_extra_size(const ZipRecord& record) {
 
 constexpr std::uint64_t kLocalHeaderSize = 30;
 constexpr std::uint64_t kCentralHeaderSize = 46;
-constexpr std::uint64_t kEndRecordsSize = 56 + 20 + 22;
 constexpr std::uint64_t kPaddingHeaderSize = 4;  // 'F' 'B' and the length of the padding
 
 void put_central_entry(std::string& out, const ZipRecord& record) {
@@ -64,8 +63,9 @@ void put_central_entry(std::string& out, const ZipRecord& record) {
   out += record.name + extra;
 }
 
-void put_end_records(std::string& out, std::uint64_t count, std::uint64_t offset) {
-  const std::uint64_t size = out.size();
+// `size` bytes of entries lie at `offset`.
+void put_end_records(std::string& out, std::uint64_t count, std::uint64_t size,
+                     std::uint64_t offset) {
   put<std::uint32_t>(out, 0x06064B50);  // zip64 end of central directory: torch always writes it
   put<std::uint64_t>(out, 44);
   put<std::uint16_t>(out, 0x031E);
@@ -92,11 +92,12 @@ void put_end_records(std::string& out, std::uint64_t count, std::uint64_t offset
 
 }  // namespace
 
-void append_record(std::vector<ZipRecord>& records, std::string name, std::uint64_t size) {
+void append_record(std::vector<ZipRecord>& records, std::string name, std::uint64_t size,
+                   std::uint64_t begin) {
   ZipRecord record;
   record.name = std::move(name);
   record.size = size;
-  record.header_offset = records.empty() ? 0 : records.back().end();
+  record.header_offset = records.empty() ? begin : records.back().end();
   const std::uint64_t unpadded = record.header_offset + kLocalHeaderSize + record.name.size() +
                                  zip64_extra_size(record) + kPaddingHeaderSize;
   record.data_offset = (unpadded + kAlignment - 1) / kAlignment * kAlignment;
@@ -137,8 +138,8 @@ std::string data_descriptor(const ZipRecord& record) {
   return out;
 }
 
-std::uint64_t central_directory_size(const std::vector<ZipRecord>& records) {
-  std::uint64_t size = kEndRecordsSize;
+std::uint64_t directory_entries_size(const std::vector<ZipRecord>& records) {
+  std::uint64_t size = 0;
   for (const ZipRecord& record : records)
     size += kCentralHeaderSize + record.name.size() + zip64_extra_size(record);
   return size;
@@ -146,10 +147,15 @@ std::uint64_t central_directory_size(const std::vector<ZipRecord>& records) {
 
 std::string central_directory(const std::vector<ZipRecord>& records) {
   std::string out;
-  out.reserve(central_directory_size(records));
-  for (const ZipRecord& record : records) put_central_entry(out, record);
-  put_end_records(out, records.size(), records.empty() ? 0 : records.back().end());
+  put_central_directory(out, records);
   return out;
+}
+
+void put_central_directory(std::string& out, const std::vector<ZipRecord>& records) {
+  const std::size_t before = out.size();
+  for (const ZipRecord& record : records) put_central_entry(out, record);
+  put_end_records(out, records.size(), out.size() - before,
+                  records.empty() ? 0 : records.back().end());
 }
 
 }  // namespace perdure::format

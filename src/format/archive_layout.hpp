@@ -29,14 +29,19 @@ struct ZipRecord {
   std::uint64_t end() const { return data_offset + size + descriptor_size(); }
 };
 
-// Appends a record after the last one, at the place that the layout gives it.
-void append_record(std::vector<ZipRecord>& records, std::string name, std::uint64_t size);
+// Appends a record after the last one, or the first one at `begin`, at the place that the layout
+// gives it.
+void append_record(std::vector<ZipRecord>& records, std::string name, std::uint64_t size,
+                   std::uint64_t begin = 0);
 
 std::string local_header(const ZipRecord& record);  // from header_offset up to data_offset
 std::string data_descriptor(const ZipRecord& record);
 // Central directory, zip64 end record and locator, end record. Its length does not depend on the
 // checksums.
 std::string central_directory(const std::vector<ZipRecord>& records);
-std::uint64_t central_directory_size(const std::vector<ZipRecord>& records);
+void put_central_directory(std::string& out, const std::vector<ZipRecord>& records);
+// Its length is that of the entries of all records and of what ends it.
+std::uint64_t directory_entries_size(const std::vector<ZipRecord>& records);
+inline constexpr std::uint64_t kDirectoryEndSize = 56 + 20 + 22;
 
 }  // namespace perdure::format

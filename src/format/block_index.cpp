@@ -137,9 +137,9 @@ TensorLines tensor_lines(const StoragePlan& plan) {
   return lines;
 }
 
-std::uint64_t index_size(const std::vector<StorageRecord>& records, const TensorLines& lines) {
+std::uint64_t index_size(const std::vector<ZipRecord>& tensors, const TensorLines& lines) {
   std::uint64_t size = kMagic.size() + 24 + lines.bytes.size();
-  for (const StorageRecord& record : records) size += 20 + 4 * block_count(record.size, kBlockSize);
+  for (const ZipRecord& record : tensors) size += 20 + 4 * block_count(record.size, kBlockSize);
   return size;
 }
 

@@ -46,7 +46,7 @@ struct TensorLines {
 };
 TensorLines tensor_lines(const StoragePlan& plan);
 // Bytes of the index that write_index will make: a function of the structure alone.
-std::uint64_t index_size(const std::vector<StorageRecord>& records, const TensorLines& lines);
+std::uint64_t index_size(const std::vector<ZipRecord>& tensors, const TensorLines& lines);
 std::string write_index(const std::vector<StorageChecksums>& storages, const TensorLines& lines);
 // Error(corrupt) where the bytes contradict themselves, Error(unsupported) for a newer version.
 BlockIndex read_index(std::string_view bytes);

@@ -4,12 +4,9 @@
 
 #include <algorithm>
 
-#include "format/archive_layout.hpp"
-#include "format/block_index.hpp"
 #include "format/checkpoint_json.hpp"
 #include "format/coding.hpp"
 #include "format/crc32.hpp"
-#include "format/pickle_writer.hpp"
 
 namespace perdure::format {
 
@@ -22,46 +19,28 @@ struct Encoder::Plan {
     std::string content;
   };
 
-  TensorLines lines;
-  std::vector<Text> texts;
-  std::vector<ZipRecord> records;  // storages, texts, index
+  std::shared_ptr<const Layout> layout;
   std::vector<TensorRecord> tensors;
+  std::vector<Text> texts;
+  std::vector<ZipRecord> tail;  // of the texts and the index
   std::uint64_t file_size = 0;
 
-  Plan(const Value& state, const CheckpointInfo& info) {
-    const StoragePlan storages(state);
-    lines = tensor_lines(storages);
-    texts = {{"data.pkl", write_pickle(state, storages)},
+  Plan(FittedLayout fitted, const CheckpointInfo& info)
+      : layout(std::move(fitted.layout)), tensors(std::move(fitted.tensors)) {
+    texts = {{"data.pkl", std::move(fitted.pickle)},
              {".format_version", "1"},
              {".storage_alignment", fmt::format("{}", kAlignment)},
              {"byteorder", "little"},
              {"version", "3\n"},
              {".perdure/checkpoint.json", write_checkpoint_json(info)}};
-    append_tensors(storages.records());
     for (const Text& text : texts) append(text.name, text.content.size());
-    append(".perdure/index", index_size(storages.records(), lines));
-    file_size = records.back().end() + central_directory_size(records);
+    append(".perdure/index", index_size(layout->records, layout->lines));
+    file_size = tail.back().end() + layout->directory_bytes + directory_entries_size(tail) +
+                kDirectoryEndSize;
   }
 
-  void append_tensors(const std::vector<StorageRecord>& storages) {
-    records.reserve(storages.size() + texts.size() + 1);
-    tensors.reserve(storages.size());
-    for (const StorageRecord& storage : storages) append_tensor(storage);
-  }
-  void append_tensor(const StorageRecord& storage) {
-    append("data/" + std::to_string(tensors.size()), storage.size);
-    const ZipRecord& record = records.back();
-    const std::byte* data = storage.size == 0 ? nullptr : storage.storage->data + storage.begin;
-    tensors.push_back({.bytes = {data, storage.size},
-                       .header_offset = record.header_offset,
-                       .data_offset = record.data_offset,
-                       .end = record.end(),
-                       .liveness = storage.liveness});
-  }
   void append(std::string_view name, std::uint64_t size) {
-    std::string full(kArchiveName);
-    full.append("/").append(name);
-    append_record(records, std::move(full), size);
+    append_record(tail, fmt::format("{}/{}", kArchiveName, name), size, layout->end);
   }
 };
 
@@ -90,36 +69,35 @@ void append_text(std::string& out, std::string_view content, ZipRecord& record) 
 
 }  // namespace
 
-Encoder::Encoder(const Value& state, const CheckpointInfo& info)
-    : plan_(std::make_unique<Plan>(state, info)) {}
+Encoder::Encoder(const Value& state, const CheckpointInfo& info, LayoutCache* cache)
+    : plan_(std::make_unique<Plan>(cache ? cache->lay_out(state) : lay_out(state), info)) {}
 Encoder::Encoder(Encoder&&) noexcept = default;
 Encoder::~Encoder() = default;
 
 std::uint64_t Encoder::file_size() const { return plan_->file_size; }
 std::span<const TensorRecord> Encoder::tensors() const { return plan_->tensors; }
-std::uint64_t Encoder::tail_offset() const {
-  return plan_->tensors.empty() ? 0 : plan_->tensors.back().end;
-}
+std::uint64_t Encoder::tail_offset() const { return plan_->layout->end; }
 
 std::string Encoder::header(std::size_t tensor) const {
-  return local_header(plan_->records[tensor]);
+  return local_header(plan_->layout->records[tensor]);
 }
 
 std::string Encoder::descriptor(std::size_t tensor, std::uint32_t crc32) const {
-  ZipRecord record = plan_->records[tensor];
+  ZipRecord record = plan_->layout->records[tensor];
   record.crc32 = crc32;
   return data_descriptor(record);
 }
 
 std::string Encoder::tail(const std::vector<StorageChecksums>& sums) const {
-  std::vector<ZipRecord> records = plan_->records;
+  std::vector<ZipRecord> records = plan_->layout->records;
   std::size_t next = 0;
   for (const StorageChecksums& sum : sums) records[next++].crc32 = sum.crc32;
+  records.insert(records.end(), plan_->tail.begin(), plan_->tail.end());
   std::string out;
   out.reserve(file_size() - tail_offset());
   for (const Plan::Text& text : plan_->texts) append_text(out, text.content, records[next++]);
-  append_text(out, write_index(sums, plan_->lines), records[next]);
-  out += central_directory(records);
+  append_text(out, write_index(sums, plan_->layout->lines), records[next]);
+  put_central_directory(out, records);
   return out;
 }
 

@@ -13,25 +13,17 @@
 #include <string>
 #include <vector>
 
-#include "format/block_index.hpp"
+#include "format/layout.hpp"
 
 namespace perdure::format {
-
-// One record data/N and the memory that it is written from.
-struct TensorRecord {
-  ConstBytes bytes;
-  std::uint64_t header_offset = 0;         // in the file: of the header
-  std::uint64_t data_offset = 0;           // of the bytes
-  std::uint64_t end = 0;                   // of the descriptor, which follows the bytes
-  Liveness liveness = Liveness::detached;  // the least that a tensor in it claims
-};
 
 class Encoder {
  public:
   // Plans the file: flattens `state`, lays out the records, pickles. The storages must stay alive
-  // and unchanged until their bytes are taken. Error(invalid) names the place of a value that
-  // torch.load could not take.
-  Encoder(const Value& state, const CheckpointInfo& info);
+  // and unchanged until their bytes are taken; the state itself is not needed any more.
+  // Error(invalid) names the place of a value that torch.load could not take. With a cache, what
+  // follows from the structure of the state is made once and used again while it stays the same.
+  Encoder(const Value& state, const CheckpointInfo& info, LayoutCache* cache = nullptr);
   Encoder(Encoder&&) noexcept;
   ~Encoder();
 

@@ -4,12 +4,13 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <charconv>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #include "format/coding.hpp"
+#include "format/pickle_number.hpp"
 #include "format/pickle_opcodes.hpp"
 #include "format/pickle_reader.hpp"
 #include "format/text_memo.hpp"
@@ -58,13 +59,17 @@ class PickleWriter {
  public:
   explicit PickleWriter(const StoragePlan& plan) : plan_(plan) {}
 
-  std::string write(const Value& state) {
+  WrittenPickle write(const Value& state) {
     op(Op::protocol);
     put<std::uint8_t>(out_, 2);
     write_value(state);
     op(Op::stop);
     check_size();
-    return std::move(out_);
+    // With a node and the longest int for every number there is room to spare.
+    const bool is_reusable = holes_.size() <= kMaxHoles &&
+                             nodes_ + holes_.size() + 3 <= kMaxNodes &&
+                             out_.size() + holes_.size() * (kMaxIntBytes + 2) <= kMaxPickle;
+    return {std::move(out_), std::move(holes_), is_reusable};
   }
 
  private:
@@ -81,7 +86,7 @@ class PickleWriter {
   [[noreturn]] void refuse_size() const;
   void write_value(const Value& value);
   void write_container(const Value& value);
-  void write_integer(const Value& value);
+  void write_number(const Value& value);
   void write_small(std::int64_t x);
   void write_real(double x);
   void write_string(std::string_view text);
@@ -91,7 +96,9 @@ class PickleWriter {
   void write_list(const Value::Items& items);
   void write_tuple(const Value::Items& items);
   void write_ints(const std::vector<std::int64_t>& numbers);
+  void write_key(const Value& key);
   void write_dict_items(const Dict& dict);
+  void write_mapping(const Dict& dict);
   void write_dict(const Dict& dict);
   void write_device(const std::string& device);
   void write_tensor(const PlannedTensor& planned);
@@ -111,6 +118,9 @@ class PickleWriter {
   std::uint64_t nodes_ = 0;
   std::uint64_t repeated_text_ = 0;  // of texts that the memo spared
   std::uint32_t memo_size_ = 0;
+  std::vector<PickleHole> holes_;
+  bool in_key_ = false;
+  bool in_kept_ = false;
   std::size_t next_tensor_ = 0;  // in the plan
   TextMemo strings_{out_};
   std::vector<Global> globals_;  // a few dozen at most
@@ -161,13 +171,10 @@ void PickleWriter::write_value(const Value& value) {
   check_size();
   switch (value.kind()) {
     case Kind::none:
-      return op(Op::none);
     case Kind::boolean:
-      return op(value.as_bool() ? Op::new_true : Op::new_false);
     case Kind::integer:
-      return write_integer(value);
     case Kind::real:
-      return write_real(value.as_double());
+      return write_number(value);
     case Kind::complex:
       write_global("__builtin__", "complex");
       write_real(value.as_complex().real());
@@ -226,50 +233,32 @@ void PickleWriter::write_container(const Value& value) {
       write_tensor(plan_.tensors()[tensor]);
       break;
     default:
-      write_dict(value.as_dict());
+      write_mapping(value.as_dict());
   }
   if (!shared) return;
   objects_[value.identity()] = memo_size_;
   put_memo();
 }
 
-void PickleWriter::write_integer(const Value& value) {
-  const BigInt* big = value.as_big_int();
-  if (big == nullptr) return write_small(value.as_int());
-  op(Op::long1);
-  put<std::uint8_t>(out_, static_cast<std::uint8_t>(big->bytes.size()));
-  out_ += big->bytes;
+void PickleWriter::write_number(const Value& value) {
+  const std::size_t begin = out_.size();
+  put_number(out_, value);
+  ++opcodes_;
+  nodes_ += value.kind() == Kind::integer || value.kind() == Kind::real;
+  if (!in_key_ && holes_.size() <= kMaxHoles)
+    holes_.push_back({begin, out_.size(), in_kept_ ? &value : nullptr});
 }
 
 void PickleWriter::write_small(std::int64_t x) {
-  if (x >= 0 && x < 256) {
-    op(Op::bin_int1);
-    return put<std::uint8_t>(out_, static_cast<std::uint8_t>(x));
-  }
-  if (x >= 0 && x < 65536) {
-    op(Op::bin_int2);
-    return put<std::uint16_t>(out_, static_cast<std::uint16_t>(x));
-  }
-  if (x >= INT32_MIN && x <= INT32_MAX) {
-    op(Op::bin_int);
-    return put<std::uint32_t>(out_, static_cast<std::uint32_t>(x));
-  }
-  std::string bytes;
-  put<std::uint64_t>(bytes, static_cast<std::uint64_t>(x));
-  const char sign = x < 0 ? '\xff' : '\0';
-  const auto is_redundant = [&] {
-    const bool next_negative = (static_cast<unsigned char>(bytes[bytes.size() - 2]) & 0x80) != 0;
-    return bytes.back() == sign && next_negative == (x < 0);
-  };
-  while (is_redundant()) bytes.pop_back();
-  op(Op::long1);
-  put<std::uint8_t>(out_, static_cast<std::uint8_t>(bytes.size()));
-  out_ += bytes;
+  put_integer(out_, x);
+  ++opcodes_;
+  ++nodes_;
 }
 
 void PickleWriter::write_real(double x) {
-  op(Op::bin_float);
-  put<std::uint64_t>(out_, __builtin_bswap64(std::bit_cast<std::uint64_t>(x)));  // big-endian
+  put_real(out_, x);
+  ++opcodes_;
+  ++nodes_;
 }
 
 void PickleWriter::write_raw_string(std::string_view text) {
@@ -341,17 +330,29 @@ void PickleWriter::write_ints(const std::vector<std::int64_t>& numbers) {
   close_tuple(numbers.size());
 }
 
+void PickleWriter::write_key(const Value& key) {
+  const bool was_in_key = std::exchange(in_key_, true);
+  write_value(key);
+  in_key_ = was_in_key;
+}
+
 void PickleWriter::write_dict_items(const Dict& dict) {
   const auto& entries = dict.entries();
   for (std::size_t i = 0; i < entries.size(); i += kBatch) {
     const std::size_t end = std::min(i + kBatch, entries.size());
     op(Op::mark);
     for (std::size_t j = i; j < end; ++j) {
-      write_value(entries[j].first);
+      write_key(entries[j].first);
       write_value(entries[j].second);
     }
     op(Op::set_items);
   }
+}
+
+void PickleWriter::write_mapping(const Dict& dict) {
+  const bool was_in_kept = std::exchange(in_kept_, in_kept_ || dict.structure() != 0);
+  write_dict(dict);
+  in_kept_ = was_in_kept;
 }
 
 void PickleWriter::write_dict(const Dict& dict) {
@@ -476,7 +477,7 @@ bool needs_untyped_storage(DType dtype, const StorageRecord& record) noexcept {
   return record.mixed || storage_class(dtype).empty();
 }
 
-std::string write_pickle(const Value& state, const StoragePlan& plan) {
+WrittenPickle write_pickle(const Value& state, const StoragePlan& plan) {
   return PickleWriter(plan).write(state);
 }
 

@@ -12,8 +12,6 @@
 namespace perdure::format {
 namespace {
 
-constexpr std::size_t kMaxIntBytes = 255;  // LONG1; weights_only takes nothing longer
-
 constexpr std::uint64_t kTensorNodes =
     40;  // calls, tuples and numbers that a tensor is in a pickle
 
@@ -111,7 +109,7 @@ class StateWalk {
   void visit(const Value& value, std::uint32_t step) {
     if (value.kind() == Kind::tensor) {
       count(kTensorNodes, step);
-      return plan_.add_tensor(value.as_tensor(), step);
+      return plan_.add_tensor(value.as_tensor(), step, in_kept_);
     }
     count(1, step);
     // What one handle alone refers to cannot turn up again.
@@ -131,10 +129,13 @@ class StateWalk {
       plan_.refuse(step, fmt::format("nested more than {} deep", kMaxDepth));
     depth_ += levels;
     open_.push_back(value.identity());
+    const bool was_in_kept = in_kept_;
+    in_kept_ = in_kept_ || (value.is_mapping() && value.as_dict().structure() != 0);
     if (value.is_mapping())
       visit_dict(value.as_dict(), step);
     else
       visit_items(value.as_items(), step);
+    in_kept_ = was_in_kept;
     open_.pop_back();
     depth_ -= levels;
   }
@@ -178,6 +179,7 @@ class StateWalk {
   std::unordered_map<const void*, std::uint64_t> done_;  // shared containers -> nodes below
   std::uint64_t expanded_ = 0;                           // as kMaxExpanded counts, roughly
   std::uint32_t depth_ = 0;
+  bool in_kept_ = false;
 };
 
 StoragePlan::StoragePlan(const Value& state) {
@@ -197,7 +199,7 @@ void StoragePlan::refuse(std::uint32_t step, const std::string& what) const {
   throw Error(ErrorCode::invalid, fmt::format("{}: {}", format_path(path(step)), what));
 }
 
-void StoragePlan::add_tensor(const Tensor& tensor, std::uint32_t step) {
+void StoragePlan::add_tensor(const Tensor& tensor, std::uint32_t step, bool kept) {
   if (!tensor.storage) refuse(step, "a tensor without a storage");
   if (!is_utf8(tensor.storage->device)) refuse(step, "a tensor on a device whose name is no UTF-8");
   if (tensor.conj && !is_complex(tensor.dtype))
@@ -211,6 +213,7 @@ void StoragePlan::add_tensor(const Tensor& tensor, std::uint32_t step) {
   PlannedTensor& planned = tensors_.emplace_back();
   planned.tensor = &tensor;
   planned.step = step;
+  planned.kept = kept;
   if (is_meta(tensor)) return;
   if (range.second > tensor.storage->size)
     refuse(step, "a tensor that reaches outside of its storage");

@@ -6,6 +6,8 @@
 
 namespace perdure::format {
 
+inline constexpr std::size_t kMaxIntBytes = 255;  // LONG1; weights_only takes nothing longer
+
 // One record data/N. What several tensors share is written once; what no tensor covers is not
 // written.
 struct StorageRecord {
@@ -30,6 +32,7 @@ struct PlannedTensor {
   std::uint32_t step = 0;           // the last of its path
   std::int64_t record = -1;         // -1: on the meta device, no bytes
   std::int64_t storage_offset = 0;  // elements, in the record
+  bool kept = false;                // in a tree that is kept (Dict::keep_as)
 };
 
 // The records that tensors were put into, by their memory.
@@ -66,7 +69,7 @@ class StoragePlan {
 
  private:
   friend class StateWalk;
-  void add_tensor(const Tensor& tensor, std::uint32_t step);
+  void add_tensor(const Tensor& tensor, std::uint32_t step, bool kept);
   std::size_t record_for(const Tensor& tensor);
   void settle();
   void check_gradient(const PlannedTensor& planned, const StorageRecord& record) const;
