@@ -11,11 +11,12 @@ Arena::Arena(std::uint64_t limit, AllocateStaging allocate)
 
 Arena::~Arena() { wait_until_populated(); }
 
-// A file is a little larger than its tensors, and a limit of their size is meant to hold it.
-std::uint64_t Arena::limit_in_blocks() const {
+std::uint64_t Arena::limit_in_blocks(std::uint64_t wanted) const {
+  // A file is a little larger than its tensors, and a limit of their size is meant to hold it.
   constexpr std::uint64_t kSlack = 4;
   const std::uint64_t bytes = limit_ != 0 ? limit_ : io::available_memory() / 2;
-  return std::max(bytes, kMinBytes) / kBlockSize + kSlack;
+  const std::uint64_t blocks = std::max(bytes, kMinBytes) / kBlockSize;
+  return wanted <= blocks + kSlack ? blocks + kSlack : blocks;
 }
 
 void Arena::reserve(std::uint64_t size) {
@@ -25,7 +26,7 @@ void Arena::reserve(std::uint64_t size) {
   memory_.reset();  // first: the old and the new together could pass the limit
   blocks_ = 0;
   // With room to grow: a text that is a byte longer must not cost a new arena.
-  const std::uint64_t blocks = std::min(wanted + wanted / 32 + 1, limit_in_blocks());
+  const std::uint64_t blocks = std::min(wanted + wanted / 32 + 1, limit_in_blocks(wanted));
   memory_ = allocate_(blocks * kBlockSize);
   blocks_ = blocks;
 }

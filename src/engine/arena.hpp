@@ -17,8 +17,9 @@ class Arena {
   static constexpr std::uint64_t kBlockSize = std::uint64_t{4} << 20;
   static constexpr std::uint64_t kMinBytes = 4 * kBlockSize;
 
-  // `limit`: the most bytes, at least kMinBytes, and up to 16 MiB more; 0: half of the memory that
-  // is to be had when it is needed. `allocate` may be empty: pages of the system's.
+  // `limit`: the most bytes, at least kMinBytes, and up to 16 MiB more where that holds all; 0:
+  // half of the memory that is to be had when it is needed. `allocate` may be empty: pages of the
+  // system's.
   Arena(std::uint64_t limit, AllocateStaging allocate);
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -37,7 +38,7 @@ class Arena {
   }
 
  private:
-  std::uint64_t limit_in_blocks() const;
+  std::uint64_t limit_in_blocks(std::uint64_t wanted) const;
 
   std::uint64_t limit_;
   AllocateStaging allocate_;

@@ -45,6 +45,7 @@ struct CheckpointManager::Parts {
   std::filesystem::path directory;
   pid_t owner;  // the process that opened it
   bool closed = false;
+  format::LayoutCache layouts;
   engine::Arena arena;
   std::shared_ptr<engine::SaveJob> job;  // the last one: of the thread that trains
 

@@ -69,7 +69,7 @@ SaveHandle CheckpointManager::save(const Value& state, CheckpointInfo info) {
 void CheckpointManager::prepare(const TrainingState& state) {
   parts_->require_usable();
   parts_->wait_idle();
-  const format::Encoder encoder(Value(state.state_dict()), info_of(state, {}));
+  const format::Encoder encoder(Value(state.state_dict()), info_of(state, {}), &parts_->layouts);
   parts_->arena.reserve(encoder.file_size());
   parts_->arena.populate_in_background();
 }
@@ -100,7 +100,7 @@ SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engi
   info.generation = run.next_generation();
   info.parent = parent;
   engine::sign(info);
-  format::Encoder encoder(state, info);
+  format::Encoder encoder(state, info, &layouts);
   arena.reserve(encoder.file_size());
   run.use_generation(info.generation);  // a failed commit may leave a file with it
   job = std::make_shared<engine::SaveJob>(std::move(state), std::move(info), std::move(encoder),
@@ -110,8 +110,8 @@ SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engi
   return SaveHandle(job->handle());
 }
 
-// Who waits for the handle waits for what is durable, not for the removal of older ones, which takes
-// its time; the next save does, and wait().
+// Who waits for the handle waits for what is durable, not for the removal of older ones, which
+// takes its time; the next save does, and wait().
 void CheckpointManager::Parts::write(const std::shared_ptr<engine::SaveJob>& done) {
   const CheckpointInfo& info = done->info();
   const std::string name = engine::format({info.step, info.generation});
