@@ -216,8 +216,8 @@ class Value {
 
   // Identity of the container or tensor behind this handle (Python's `is`); null for scalars.
   const void* identity() const noexcept;
-  // How many handles share it, this one included; 0 for scalars. That of a keeper (see
-  // Dict::keep_as) does not count.
+  // How many handles share it, this one included; 0 for scalars. 1 for a dict that is kept (see
+  // Dict::keep_as), whoever has a handle of it.
   long use_count() const noexcept;
 
  private:
@@ -278,9 +278,9 @@ class Dict {
 
   // For who makes the same tree at every save and keeps a handle of it: a number, unique in the
   // process, that stands for all that is below but its numbers. As long as it is the same, only
-  // None, bools, ints and floats that are no keys are changed, each for another of these; the
-  // keeper sees to that, and that nothing below stands anywhere else. 0: nothing is promised.
-  // Copies have none.
+  // None, bools, ints and floats that are no keys are changed, each for another of these. The
+  // keeper sees to that, and that this dict stands once in a state and what is below in nothing
+  // else. 0: nothing is promised. Copies have none.
   void keep_as(std::uint64_t structure) { structure_.number = structure; }
   std::uint64_t structure() const noexcept { return structure_.number; }
 

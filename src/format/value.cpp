@@ -473,7 +473,7 @@ const void* Value::identity() const noexcept {
 }
 long Value::use_count() const noexcept {
   if (const auto* dict = std::get_if<std::shared_ptr<Dict>>(&data_))
-    return dict->use_count() - ((*dict)->structure() != 0 ? 1 : 0);
+    return (*dict)->structure() != 0 ? 1 : dict->use_count();
   if (const auto* tensor = std::get_if<std::shared_ptr<Tensor>>(&data_)) return tensor->use_count();
   if (const auto* items = std::get_if<std::shared_ptr<Items>>(&data_)) return items->use_count();
   const auto* opaque = std::get_if<std::shared_ptr<Opaque>>(&data_);
