@@ -20,7 +20,7 @@ sources = git ls-files -co --exclude-standard '*.cpp' '*.hpp'
 banner = @printf '\n=== %s ===\n' "$(1)"
 
 .PHONY: help demo test bench soak format setup setup-tests setup-bench build wheel unit-tests python-tests \
-	sanitizer-tests fuzz-tests install-test user-test format-check clean
+	sanitizer-tests thread-tests fuzz-tests install-test user-test format-check clean
 
 help:  ## Says what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -28,7 +28,7 @@ help:  ## Says what there is
 demo: setup build wheel  ## Trains a small GPT, kills it again and again, proves that nothing was lost
 	.venv/bin/python examples/demo.py --cpp build/dev/examples/cpp/train_gpt --cpp-sample build/dev/examples/cpp/sample_gpt
 
-test: setup-tests format-check build unit-tests wheel python-tests sanitizer-tests fuzz-tests install-test user-test  ## Runs every test
+test: setup-tests format-check build unit-tests wheel python-tests sanitizer-tests thread-tests fuzz-tests install-test user-test  ## Runs every test
 	$(call banner,all tests passed)
 
 bench: setup-bench wheel  ## Prints the benchmark tables (BENCH_FLAGS="--help" says what can be set)
@@ -74,6 +74,12 @@ sanitizer-tests:
 	cmake --build --preset asan
 	ctest --preset asan -j2
 	PERDURE_CLI=$(CURDIR)/build/asan/cli/perdure .venv/bin/python -m pytest -q tests/python/test_cli.py -k 'not starts_quickly'
+
+thread-tests:
+	$(call banner,C++ tests under TSan)
+	cmake --preset tsan -DPERDURE_BUILD_CLI=OFF
+	cmake --build --preset tsan --target storage_test engine_test
+	ctest --preset tsan -j2 -E '^format_test_NOT_BUILT'
 
 fuzzers:
 	cmake --preset fuzz

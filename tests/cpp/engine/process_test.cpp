@@ -1,12 +1,18 @@
 // More than one process: the lock, forked children, and SIGKILL in the middle of everything.
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <perdure/checkpoint_manager.hpp>
 #include <random>
 
 #include "engine/run_fixture.hpp"
+#include "io/system.hpp"
 
 namespace perdure::test {
 namespace {
@@ -65,6 +71,36 @@ TEST_F(ProcessTest, AForkedChildIsRefusedEverythingAndDisturbsNothing) {
   EXPECT_EQ(status_of(start([&] { return refuses(ErrorCode::locked, [&] { open(); }); })), 0);
   save(*manager, 3);
   EXPECT_EQ(restore(*manager), 3);
+}
+
+// As containers do by default.
+bool forbid_io_uring() {
+  sock_filter filter[] = {
+      BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, nr)),
+      BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_io_uring_setup, 0, 1),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+      BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+  };
+  const sock_fprog program{.len = std::size(filter), .filter = filter};
+  return ::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
+         ::prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0;
+}
+
+TEST_F(ProcessTest, SavesWhereIoUringIsForbidden) {
+  const auto in_child = [&] {
+    if (!forbid_io_uring()) return 77;
+    if (io::open_uring(io::real_system(), 4)) return 3;
+    for (const Capture capture : {Capture::eager, Capture::overlapped, Capture::checked}) {
+      auto manager = open({.capture = capture});
+      for (std::int64_t step = 1; step <= 3; ++step)
+        if (!save(manager, step).checkpoint()) return 1;
+      if (restore(manager) != 3) return 2;
+    }
+    return 0;
+  };
+  const int status = status_of(start(in_child));
+  if (status == 77) GTEST_SKIP() << "this kernel has no seccomp filters";
+  EXPECT_EQ(status, 0);
 }
 
 // The trainer is killed while a worker that it forked lives: the next trainer starts at once.
