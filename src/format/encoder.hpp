@@ -29,8 +29,8 @@ class Encoder {
 
   std::uint64_t file_size() const;  // bytes, exactly
   std::span<const TensorRecord> tensors() const;
-  std::uint64_t tail_offset() const;                  // where the last tensor record ends
-  std::string header(std::size_t tensor) const;       // all from header_offset to data_offset
+  std::uint64_t tail_offset() const;             // where the last tensor record ends
+  std::string header(std::size_t tensor) const;  // all from header_offset to data_offset
   std::string descriptor(std::size_t tensor, std::uint32_t crc32) const;
   // All from tail_offset to the end. `sums`: of every tensor record.
   std::string tail(const std::vector<StorageChecksums>& sums) const;
