@@ -128,6 +128,8 @@ class CheckpointManager {
 
   // Restores the newest whole checkpoint into `state`, falling back past damaged ones (set aside as
   // *.damaged, and told). nullopt: there is none yet. A named step or path never falls back.
+  // What fits is read straight into live tensors (TrainingState::restore): an error that is not
+  // `invalid` may leave the state broken() until a restore succeeds.
   // Errors: corrupt (all there are, are damaged), invalid (does not fit: everything is listed),
   // not_found, io, unsupported.
   std::optional<Checkpoint> restore(TrainingState& state, const RestoreOptions& options = {});

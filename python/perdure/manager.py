@@ -199,6 +199,11 @@ class CheckpointManager:
         step: this step instead of the newest (it never falls back). path: this file, any that perdure.load takes.
         strict: whether everything registered must be in the file and the other way round. The error lists all that
             does not fit, and nothing is changed.
+
+        Tensors of registered modules and optimizers that fit are read into where they are, each block verified
+        before: no second copy of the state is in memory. When the file of a named step or path turns out damaged, or
+        the disk fails, the state may be a mix by then: state.broken says so, and it is not saved before another
+        restore succeeds.
         """
         _require_state(state)
 

@@ -78,7 +78,7 @@ def is_plain(x) -> bool:
         and x.layout is torch.strided
         and x.device.type == "cpu"
         and x.dtype in DTYPE_NAMES
-        and not (x.is_nested or x.is_quantized)
+        and not (x.is_nested or x.is_quantized or vars(x))
     )
 
 

@@ -1,7 +1,6 @@
 #include "engine/bulk_read.hpp"
 
 #include <algorithm>
-#include <cstring>
 #include <exception>
 #include <limits>
 #include <memory>
@@ -9,6 +8,7 @@
 #include <system_error>
 #include <thread>
 
+#include "engine/stream_copy.hpp"
 #include "format/crc32.hpp"
 #include "io/fresh_memory.hpp"
 
@@ -179,7 +179,7 @@ class BulkReader {
     compare(piece, bytes);
     const MutableBytes into = piece.job->read.into;
     if (into.empty() || bytes.data() == into.data() + piece.at) return;
-    std::memcpy(into.data() + piece.at, bytes.data(), bytes.size());
+    stream_copy(into.data() + piece.at, bytes);
   }
 
   void compare(const Piece& piece, ConstBytes bytes) {
