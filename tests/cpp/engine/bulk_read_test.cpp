@@ -64,7 +64,8 @@ struct Layout {
     return out;
   }
   bool is_whole(std::size_t i) const {
-    return std::memcmp(memory[i].data(), file.data() + records[i].offset, records[i].size) == 0;
+    return records[i].size == 0 ||
+           std::memcmp(memory[i].data(), file.data() + records[i].offset, records[i].size) == 0;
   }
 };
 
