@@ -11,8 +11,7 @@
 namespace perdure::io {
 namespace {
 
-// Measured on an NVMe volume: from 512 KiB and 8 in flight on, more of either gains nothing
-// (bench/README.md).
+// 16 MiB in flight, in requests as the benchmarks' limit (fio) makes them.
 constexpr std::size_t kTransferSize = std::size_t{1} << 20;
 constexpr unsigned kDepth = 16;
 // A file system that says "again" for ever must not hang us.
