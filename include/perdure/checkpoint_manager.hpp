@@ -53,7 +53,8 @@ enum class Capture {
                // overlapped?
 };
 
-// Gives memory for staging, aligned to a page, that lives as long as the pointer.
+// Gives memory for staging, aligned to a page, that lives as long as the pointer; or null: pages of
+// the system's will do.
 using AllocateStaging = std::function<std::shared_ptr<std::byte>(std::uint64_t bytes)>;
 
 struct ManagerOptions {
@@ -67,7 +68,9 @@ struct ManagerOptions {
   // (and eagerly, whatever `capture` says). 0: as much as the state takes, up to half of the memory
   // that is to be had (free, and within the limits of the control groups) when it is first needed.
   std::uint64_t staging_bytes = 0;
-  AllocateStaging allocate_staging = {};  // default: pages of the system's, huge where it has them
+  // Default: pages of the system's, huge where it has them. For a model on a GPU:
+  // perdure::pinned_staging() (perdure/torch.hpp).
+  AllocateStaging allocate_staging = {};
   // Where warnings go (a failed save, a damaged checkpoint set aside). Default: standard error.
   std::function<void(const std::string&)> warning = {};
 };

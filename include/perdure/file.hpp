@@ -85,6 +85,8 @@ class Source {
     read(offset, into);
     return into;
   }
+  // Whether most of it is in memory, so that reading is no more than copying.
+  virtual bool is_cached() const { return false; }
   // All of it in memory, for the process alone: what is written there does not reach the source.
   // Null where it cannot be mapped.
   virtual std::shared_ptr<std::byte> map() const { return nullptr; }
@@ -114,6 +116,10 @@ class CheckpointFile {
 
   // The storages, by record number: storages()[i]->record == i.
   const std::vector<std::shared_ptr<TensorStorage>>& storages() const;
+  // Where the reads below take memory to read through, page-aligned and of so many bytes; called by
+  // several threads at once. Where it gives null, and by default, they allocate.
+  using Scratch = std::function<std::shared_ptr<std::byte>(std::uint64_t bytes)>;
+  void read_through(Scratch scratch);
   // Reads one storage into memory of the caller's, of exactly its size, checksums compared before
   // it returns.
   void read(std::size_t storage, MutableBytes into) const;

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <perdure/checkpoint_manager.hpp>
 #include <thread>
 
@@ -18,8 +19,8 @@ class Arena {
   static constexpr std::uint64_t kMinBytes = 4 * kBlockSize;
 
   // `limit`: the most bytes, at least kMinBytes, and up to 16 MiB more where that holds all; 0:
-  // half of the memory that is to be had when it is needed. `allocate` may be empty: pages of the
-  // system's.
+  // half of the memory that is to be had when it is needed. Where `allocate` is empty or gives
+  // null: pages of the system's.
   Arena(std::uint64_t limit, AllocateStaging allocate);
   Arena(const Arena&) = delete;
   Arena& operator=(const Arena&) = delete;
@@ -28,9 +29,13 @@ class Arena {
   // Grows where a file of `size` bytes does not fit and the limit allows more. Only while nobody
   // uses the blocks.
   void reserve(std::uint64_t size);
-  // Touches all of it in a thread of its own, so that the first save finds it warm.
+  // Touches what the last file takes in a thread of its own, so that the first save finds it warm.
   void populate_in_background();
   void wait_until_populated();
+
+  // Blocks to read through while nobody else uses them, for as long as the pointer lives; any
+  // thread. Null where there are no more.
+  std::shared_ptr<std::byte> lend(std::uint64_t size);
 
   std::uint64_t blocks() const noexcept { return blocks_; }
   MutableBytes block(std::uint64_t number) const {
@@ -38,13 +43,18 @@ class Arena {
   }
 
  private:
-  std::uint64_t limit_in_blocks(std::uint64_t wanted) const;
+  std::uint64_t blocks_for(std::uint64_t wanted) const;
 
   std::uint64_t limit_;
   AllocateStaging allocate_;
   std::shared_ptr<std::byte> memory_;
   std::uint64_t blocks_ = 0;
+  std::uint64_t wanted_ = 0;  // blocks of the last file
   std::jthread populating_;
+
+  std::mutex lending_;  // of the following
+  std::uint64_t lent_ = 0;
+  std::uint64_t lent_end_ = 0;  // blocks behind this one were not lent since lent_ was 0
 };
 
 }  // namespace perdure::engine

@@ -108,8 +108,13 @@ std::vector<Job> in_order_of_file(const std::vector<RecordRead>& reads) {
 
 class BulkReader {
  public:
-  BulkReader(const Source& source, const std::vector<RecordRead>& reads, const OnDamage& on_damage)
-      : source_(source), jobs_(in_order_of_file(reads)), on_damage_(on_damage), cursor_(jobs_) {
+  BulkReader(const Source& source, const std::vector<RecordRead>& reads, const OnDamage& on_damage,
+             const CheckpointFile::Scratch& scratch)
+      : source_(source),
+        jobs_(in_order_of_file(reads)),
+        on_damage_(on_damage),
+        scratch_(scratch),
+        cursor_(jobs_) {
     for (const Job& job : jobs_) total_ += job.read.record->size;
   }
 
@@ -142,6 +147,7 @@ class BulkReader {
     std::shared_ptr<std::byte> scratch;
     while (take(stretch)) {
       try {
+        if (!scratch && scratch_) scratch = scratch_(scratch_size());
         if (!scratch) scratch = io::allocate_fresh(scratch_size());
         read(stretch, {scratch.get(), scratch_size()});
       } catch (...) {
@@ -218,6 +224,7 @@ class BulkReader {
   const Source& source_;
   std::vector<Job> jobs_;
   const OnDamage& on_damage_;
+  const CheckpointFile::Scratch& scratch_;
   std::uint64_t total_ = 0;
 
   std::mutex mutex_;  // of what follows
@@ -231,8 +238,8 @@ class BulkReader {
 }  // namespace
 
 void bulk_read(const Source& source, const std::vector<RecordRead>& reads,
-               const OnDamage& on_damage) {
-  BulkReader(source, reads, on_damage).run();
+               const OnDamage& on_damage, const CheckpointFile::Scratch& scratch) {
+  BulkReader(source, reads, on_damage, scratch).run();
 }
 
 }  // namespace perdure::engine

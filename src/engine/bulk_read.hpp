@@ -29,9 +29,10 @@ struct RecordRead {
 // reading.
 using OnDamage = std::function<void(const RecordRead&, const DamagedBlock&)>;
 
-// Takes a few MiB for each of at most four threads, the caller's among them. Where several places
-// make it throw, the error is that of the first one in the file; those behind it may be unread.
+// Takes a few MiB for each of at most four threads, the caller's among them: from `scratch`, fresh
+// ones where that is empty or gives null. Where several places make it throw, the error is that of
+// the first one in the file; those behind it may be unread.
 void bulk_read(const Source& source, const std::vector<RecordRead>& reads,
-               const OnDamage& on_damage);
+               const OnDamage& on_damage, const CheckpointFile::Scratch& scratch = {});
 
 }  // namespace perdure::engine

@@ -20,6 +20,7 @@ struct CheckpointFile::Parts {
   std::vector<const Record*> storage_records;  // of decoded.storages
   std::optional<CheckpointInfo> info;
   std::optional<format::BlockIndex> index;
+  Scratch scratch;
 
   Parts(std::shared_ptr<const Source> source, bool allow_opaque) : records(std::move(source)) {
     // First, so that a newer format is told as such and not as damage.
@@ -69,10 +70,12 @@ struct CheckpointFile::Parts {
     read_from(records.source(), reads);
   }
   void read_from(const Source& source, const std::vector<engine::RecordRead>& reads) const {
-    engine::bulk_read(source, reads,
-                      [this](const engine::RecordRead& read, const engine::DamagedBlock& block) {
-                        throw Error(ErrorCode::corrupt, describe(*read.record, block));
-                      });
+    engine::bulk_read(
+        source, reads,
+        [this](const engine::RecordRead& read, const engine::DamagedBlock& block) {
+          throw Error(ErrorCode::corrupt, describe(*read.record, block));
+        },
+        scratch);
   }
 
   std::string describe(const Record& record, const engine::DamagedBlock& block) const {
@@ -137,6 +140,8 @@ const std::vector<CheckpointFile::Record>& CheckpointFile::records() const {
   return parts_->records.records();
 }
 
+void CheckpointFile::read_through(Scratch scratch) { parts_->scratch = std::move(scratch); }
+
 void CheckpointFile::read(std::size_t storage, MutableBytes into) const {
   if (storage >= storages().size())
     throw Error(ErrorCode::invalid,
@@ -171,7 +176,10 @@ void CheckpointFile::read_all(const Value& value, const Allocate& allocate) cons
     fresh.push_back(into);
     reads.push_back(parts_->records.read_of(*parts_->storage_records[i], parts_->index, into));
   }
-  io::prefer_huge_pages(std::move(fresh));
+  // Where reading is no more than copying, ordinary pages are the better ones: mostly they were in
+  // use a moment ago. On a virtual machine huge ones may have to be had back from the host, which
+  // takes longer than all of the rest; reading from a disk, that hardly shows.
+  if (!parts_->records.source().is_cached()) io::prefer_huge_pages(std::move(fresh));
   parts_->read(reads);
 }
 

@@ -36,6 +36,7 @@ struct CheckpointManager::Parts {
 
   // manager_restore.cpp
   std::optional<Checkpoint> restore_newest(const Take& take);
+  CheckpointFile open(std::shared_ptr<const Source> source);
   Checkpoint restore_step(std::int64_t step, const Take& take);
   Checkpoint restore_path(const std::filesystem::path& path, const Take& take);
   Checkpoint restored(Checkpoint checkpoint);

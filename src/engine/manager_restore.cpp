@@ -40,7 +40,7 @@ std::optional<Checkpoint> CheckpointManager::Parts::restore_newest(const Take& t
   for (const engine::FoundCheckpoint& found : run.find_all()) {
     std::string damage;
     try {
-      const CheckpointFile file = CheckpointFile::open(storage->open(found.name));
+      const CheckpointFile file = open(storage->open(found.name));
       take(file);
       return restored(engine::describe(*storage, found, file));
     } catch (const Error& error) {
@@ -62,6 +62,13 @@ std::optional<Checkpoint> CheckpointManager::Parts::restore_newest(const Take& t
   return std::nullopt;
 }
 
+// Nothing is in flight, so what is read may go through the memory of the saves.
+CheckpointFile CheckpointManager::Parts::open(std::shared_ptr<const Source> source) {
+  CheckpointFile file = CheckpointFile::open(std::move(source));
+  file.read_through([this](std::uint64_t size) { return arena.lend(size); });
+  return file;
+}
+
 Checkpoint CheckpointManager::Parts::restore_step(std::int64_t step, const Take& take) {
   const auto all = run.find_all();
   const auto found = std::find_if(all.begin(), all.end(),
@@ -75,14 +82,14 @@ Checkpoint CheckpointManager::Parts::restore_step(std::int64_t step, const Take&
                     steps.empty() ? "there is none at all"
                                   : fmt::format("there are {}", fmt::join(steps, ", "))));
   }
-  const CheckpointFile file = CheckpointFile::open(storage->open(found->name));
+  const CheckpointFile file = open(storage->open(found->name));
   take(file);
   return restored(engine::describe(*storage, *found, file));
 }
 
 Checkpoint CheckpointManager::Parts::restore_path(const std::filesystem::path& path,
                                                   const Take& take) {
-  const CheckpointFile file = CheckpointFile::open(path);
+  const CheckpointFile file = open(open_source(path));
   take(file);
   return restored({path, file.size(), file.info().value_or(CheckpointInfo{})});
 }

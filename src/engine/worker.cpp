@@ -1,5 +1,7 @@
 #include "engine/worker.hpp"
 
+#include "io/priority.hpp"
+
 namespace perdure::engine {
 
 Worker::~Worker() {
@@ -21,6 +23,7 @@ void Worker::start(std::function<void()> job) {
 }
 
 void Worker::run() {
+  io::lower_priority();
   std::unique_lock lock(mutex_);
   for (;;) {
     changed_.wait(lock, [&] { return busy_ || stopping_; });

@@ -1,4 +1,4 @@
-// A thread that does one job at a time. It begins with the first one.
+// A thread that does one job at a time, at lower priority. It begins with the first one.
 #pragma once
 
 #include <chrono>

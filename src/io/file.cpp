@@ -36,11 +36,14 @@ class FileSource final : public Source {
   ConstBytes read_bulk(std::uint64_t offset, MutableBytes into,
                        MutableBytes scratch) const override {
     require_inside(offset, into.size());
-    if (!is_cached(offset, into.size()))
+    if (!should_copy(offset, into.size()))
       if (const ConstBytes bytes = read_direct(offset, into.size(), scratch); !bytes.empty())
         return bytes;
     file_.read(offset, into);
     return into;
+  }
+  bool is_cached() const override {
+    return file_.system().cached(file_.fd(), 0, size_) > size_ / 2;
   }
   std::shared_ptr<std::byte> map() const override;
   void will_read(std::uint64_t offset, std::uint64_t size) const override {
@@ -57,7 +60,7 @@ class FileSource final : public Source {
                 fmt::format("cannot read {} bytes at offset {} of '{}': it has {} bytes", size,
                             offset, name(), size_));
   }
-  bool is_cached(std::uint64_t offset, std::uint64_t size) const {
+  bool should_copy(std::uint64_t offset, std::uint64_t size) const {
     if (size < kWorthDirect || refuses_direct_) return true;
     return size - file_.system().cached(file_.fd(), offset, size) <= size / kMissingPart;
   }
