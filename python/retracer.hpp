@@ -25,7 +25,6 @@ class Retracer {
   bool same_mapping(PyObject* dict, Dict& value);
   bool same_items(PyObject* dict, Dict& value);
   bool same_tensor(PyObject* object, Value& value);
-  bool same_storage(PyObject* object, const Tensor& tensor) const;
   bool same_flags(PyObject* object, const Tensor& tensor) const;
   bool replace_scalar(PyObject* object, Value& value);
 
