@@ -13,6 +13,7 @@ export CMAKE_BUILD_PARALLEL_LEVEL ?= $(shell nproc)
 export PERDURE_CLI := $(CURDIR)/build/dev/cli/perdure
 export PERDURE_CROSSING := $(CURDIR)/build/dev/tests/cpp/crossing
 export PERDURE_KILLEE := $(CURDIR)/build/dev/tests/cpp/killee
+export PERDURE_FAKE_DEVICE := $(CURDIR)/build/dev/tests/cpp/libfake_device.so
 
 torch = $(firstword $(wildcard .venv/lib/python3*/site-packages/torch))
 with_torch = -DPERDURE_WITH_TORCH=ON -DCMAKE_PREFIX_PATH=$(CURDIR)/$(torch)/share/cmake

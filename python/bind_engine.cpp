@@ -11,6 +11,8 @@
 
 #include "bindings.hpp"
 #include "entry_encoder.hpp"
+#include "object_owner.hpp"
+#include "tensor_encoder.hpp"
 
 namespace nb = nanobind;
 
@@ -186,16 +188,30 @@ void bind_handle(nb::module_& m) {
       .def("progress", &SaveHandle::progress);
 }
 
+// `allocate` gives a tensor over that many bytes, or None.
+AllocateStaging staging_from(nb::callable allocate) {
+  return [allocate = owned_by(std::move(allocate))](std::uint64_t bytes) {
+    const nb::gil_scoped_acquire gil;
+    const nb::object tensor = nb::handle(owner_object(allocate))(bytes);
+    if (tensor.is_none()) return std::shared_ptr<std::byte>();
+    auto* const data =
+        reinterpret_cast<std::byte*>(unsigned_result(tensor.ptr(), torch_objects().data_ptr));
+    const auto owner = owned_by(tensor);
+    return std::shared_ptr<std::byte>(data, [owner](std::byte*) {});
+  };
+}
+
 void open_manager(CheckpointManager* place, const std::filesystem::path& directory,
                   std::size_t keep_last, std::vector<Best> keep_best, OnError on_error,
                   WhenBusy when_busy, Capture capture, std::uint64_t staging_bytes,
-                  std::function<void(const std::string&)> warning) {
+                  nb::callable allocate_staging, std::function<void(const std::string&)> warning) {
   ManagerOptions options{.keep_last = keep_last,
                          .keep_best = std::move(keep_best),
                          .on_error = on_error,
                          .when_busy = when_busy,
                          .capture = capture,
                          .staging_bytes = staging_bytes,
+                         .allocate_staging = staging_from(std::move(allocate_staging)),
                          .warning = std::move(warning)};
   nb::gil_scoped_release release;
   new (place) CheckpointManager(directory, std::move(options));
@@ -228,7 +244,7 @@ void bind_engine(nb::module_& m) {
   nb::class_<CheckpointManager>(m, "CheckpointManager")
       .def("__init__", &open_manager, nb::arg("directory"), nb::arg("keep_last"),
            nb::arg("keep_best"), nb::arg("on_error"), nb::arg("when_busy"), nb::arg("capture"),
-           nb::arg("staging_bytes"), nb::arg("warning"))
+           nb::arg("staging_bytes"), nb::arg("allocate_staging"), nb::arg("warning"))
       .def("restore", &restore, nb::arg("step").none(), nb::arg("path").none(), nb::arg("strict"),
            nb::arg("take"))
       .def("save",

@@ -38,6 +38,7 @@ std::shared_ptr<TensorStorage> make_storage(std::uintptr_t address, std::uint64_
 
 // The bytes as a tensor of torch's, over the same memory, which it keeps.
 nb::ndarray<nb::pytorch, std::uint8_t> storage_tensor(std::shared_ptr<TensorStorage> storage) {
+  if (storage->copier) throw Error(ErrorCode::invalid, "the storage is on " + storage->device);
   std::uint8_t* const data = reinterpret_cast<std::uint8_t*>(storage->data);
   const std::size_t size = storage->size;
   auto* const kept = new std::shared_ptr<TensorStorage>(std::move(storage));

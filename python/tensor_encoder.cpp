@@ -6,6 +6,7 @@
 
 #include <algorithm>
 
+#include "device_copier.hpp"
 #include "object_owner.hpp"
 
 namespace nb = nanobind;
@@ -57,11 +58,17 @@ std::optional<DType> dtype_attribute(PyObject* tensor) {
   return it == known.end() ? std::nullopt : std::optional(it->second);
 }
 
-std::shared_ptr<TensorStorage> cpu_storage(const nb::object& storage) {
+std::shared_ptr<TensorStorage> plain_storage(const nb::object& storage,
+                                             const std::shared_ptr<DeviceCopier>& copier) {
   auto made = std::make_shared<TensorStorage>();
   made->size = unsigned_result(storage.ptr(), torch_objects().nbytes);
   made->data =
       reinterpret_cast<std::byte*>(unsigned_result(storage.ptr(), torch_objects().data_ptr));
+  if (copier) {
+    const nb::object device = storage.attr("device");
+    made->device = nb::str(nb::handle(device)).c_str();
+  }
+  made->copier = copier;
   made->owner = owned_by(storage);
   return made;
 }
@@ -107,7 +114,9 @@ std::optional<Geometry> read_geometry(PyObject* tensor) {
     PyErr_Clear();  // sparse, quantized, nested, meta: the attributes say which
     return std::nullopt;
   }
-  if (t.data == nullptr || t.device.type != dlpack::kCpu) return std::nullopt;
+  if (t.data == nullptr) return std::nullopt;
+  std::shared_ptr<DeviceCopier> copier = copier_of(t.device, tensor);
+  if (!copier && t.device.type != dlpack::kCpu) return std::nullopt;
   std::optional<DType> dtype = dtype_of(t.dtype);
   if (!dtype) dtype = dtype_attribute(tensor);
   if (!dtype) return std::nullopt;
@@ -117,6 +126,7 @@ std::optional<Geometry> read_geometry(PyObject* tensor) {
   out.dimensions = static_cast<std::size_t>(t.ndim);
   out.shape = t.shape;
   out.strides = t.strides;
+  out.copier = std::move(copier);
   return out;
 }
 
@@ -157,7 +167,7 @@ Tensor TensorEncoder::encode(PyObject* tensor, const Place& place) {
 bool TensorEncoder::encode_plain(PyObject* tensor, const Place& place, Tensor& out) {
   const std::optional<Geometry> geometry = read_geometry(tensor);
   if (!geometry || has_attributes(tensor)) return false;
-  out.storage = storage_of(tensor, true, place);
+  out.storage = storage_of(tensor, &*geometry, place);
   const std::byte* begin = out.storage->data;
   const std::size_t size = itemsize(geometry->dtype);
   if (begin == nullptr || geometry->data < begin || geometry->data >= begin + out.storage->size ||
@@ -186,18 +196,18 @@ Tensor TensorEncoder::encode_described(PyObject* tensor, const Place& place) {
   out.requires_grad = nb::cast<bool>(described[4]);
   out.conj = nb::cast<bool>(described[5]);
   out.neg = nb::cast<bool>(described[6]);
-  out.storage = storage_of(tensor, false, place);
+  out.storage = storage_of(tensor, nullptr, place);
   return out;
 }
 
-std::shared_ptr<TensorStorage> TensorEncoder::storage_of(PyObject* tensor, bool in_cpu_memory,
+std::shared_ptr<TensorStorage> TensorEncoder::storage_of(PyObject* tensor, const Geometry* geometry,
                                                          const Place& place) {
   nb::object object = call_method(tensor, torch_objects().untyped_storage);
   if (const Known* known = storages_.find(object.ptr())) return known->storage;
   Known known;
-  known.storage = in_cpu_memory ? cpu_storage(object)
-                                : nb::cast<std::shared_ptr<TensorStorage>>(
-                                      torch_objects().make_storage(object, place.as_tuple()));
+  known.storage = geometry != nullptr ? plain_storage(object, geometry->copier)
+                                      : nb::cast<std::shared_ptr<TensorStorage>>(
+                                            torch_objects().make_storage(object, place.as_tuple()));
   known.object = std::move(object);
   const void* address = known.object.ptr();
   return (*storages_.insert(address).first = std::move(known)).storage;

@@ -1,5 +1,5 @@
-// torch tensors to the core's: addresses, shapes and flags; no bytes are copied but those of other
-// devices.
+// torch tensors to the core's: addresses, shapes and flags; no bytes are copied but those of
+// devices without streams.
 #pragma once
 
 #include <memory>
@@ -10,13 +10,15 @@
 
 namespace perdure::python {
 
-// Where the elements of a plain tensor in CPU memory lie. Refers to the tensor.
+// Where the elements of a plain tensor lie, in CPU memory or on a device with a copier. Refers to
+// the tensor.
 struct Geometry {
   const std::byte* data = nullptr;
   DType dtype = DType::float32;
   std::size_t dimensions = 0;
   const std::int64_t* shape = nullptr;
   const std::int64_t* strides = nullptr;
+  std::shared_ptr<DeviceCopier> copier;  // null: CPU memory
 
   explicit Geometry() = default;
   explicit Geometry(const Tensor& tensor);
@@ -50,7 +52,8 @@ class TensorEncoder {
     std::shared_ptr<TensorStorage> storage;
   };
 
-  std::shared_ptr<TensorStorage> storage_of(PyObject* tensor, bool in_cpu_memory,
+  // `geometry`: null where the attributes must be asked.
+  std::shared_ptr<TensorStorage> storage_of(PyObject* tensor, const Geometry* geometry,
                                             const Place& place);
   bool encode_plain(PyObject* tensor, const Place& place, Tensor& out);
   Tensor encode_described(PyObject* tensor, const Place& place);

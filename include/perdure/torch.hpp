@@ -13,10 +13,9 @@
 //
 //   state.add("model", model);  // a TrainingState takes all of them, and the RNG with them
 //
-// A state_dict looks into the live tensors, it copies none (but those on a GPU): save it before the
-// next step. A load_state_dict checks everything first; where anything does not fit, Error(invalid)
-// lists every line and nothing has changed. Nothing here is synchronised: call it from the thread
-// that trains.
+// A state_dict looks into the live tensors, it copies none: save it before the next step. A
+// load_state_dict checks everything first; where anything does not fit, Error(invalid) lists every
+// line and nothing has changed. Nothing here is synchronised: call it from the thread that trains.
 #pragma once
 
 #include <torch/cuda.h>
@@ -74,7 +73,7 @@ inline void load_state_dict(at::Generator& generator, const Value& value) {
   detail::check_generator(generator, value, problems);
   detail::throw_if_any(problems, "the random number generator");
   const std::lock_guard lock(generator.mutex());
-  generator.set_state(detail::host_tensor(value.as_tensor()).contiguous().clone());
+  generator.set_state(detail::present_tensor(value.as_tensor()).contiguous().clone());
 }
 
 namespace detail {
@@ -254,7 +253,7 @@ struct Adapter<at::Tensor> {
     check(x, value, problems);
     detail::throw_if_any(problems, "the tensor");
     const at::NoGradGuard no_grad;
-    const at::Tensor loaded = detail::host_tensor(value.as_tensor());
+    const at::Tensor loaded = detail::present_tensor(value.as_tensor());
     if (!detail::is_same_memory(x, loaded)) x.copy_(loaded);
   }
   static Value live(const at::Tensor& x) {

@@ -61,9 +61,26 @@ std::string_view dtype_name(
     DType dtype) noexcept;  // as in torch, without "torch.": "float32", "bool"
 std::optional<DType> dtype_from_name(std::string_view name) noexcept;
 
+// Brings bytes to the CPU from where it cannot read them: the memory of a GPU. One for each device;
+// perdure/torch.hpp has it for all that LibTorch knows. Called by the thread that saves and by the
+// one that writes, also at once.
+class DeviceCopier {
+ public:
+  virtual ~DeviceCopier() = default;
+  // What the calling thread has set going on the device comes before all that is copied from now
+  // on.
+  virtual void catch_up() = 0;
+  // Begins to copy from an address of the device's; `to` has the bytes after finish().
+  virtual void copy(MutableBytes to, const std::byte* from) = 0;
+  // Waits for what the calling thread has begun.
+  virtual void finish() = 0;
+};
+
 // A run of memory that one or more tensors look into; the counterpart of torch's UntypedStorage.
 struct TensorStorage {
-  std::byte* data = nullptr;   // null: known by size only (not read yet, or on the meta device)
+  std::byte* data = nullptr;  // null: known by size only (not read yet, or on the meta device)
+  // Where it is set, `data` is an address of a device's, which only the copier can read.
+  std::shared_ptr<DeviceCopier> copier;
   std::uint64_t size = 0;      // bytes
   std::string device = "cpu";  // "cpu", "cuda:0", "meta", ...: where it lived, or should live
   std::shared_ptr<const void> owner;  // keeps data alive; null where the caller does

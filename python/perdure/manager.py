@@ -11,6 +11,7 @@ import weakref
 import torch
 
 from . import _core
+from .devices import pinned
 from .errors import InvalidError, InvalidTypeError
 from .state import TrainingState
 
@@ -181,6 +182,7 @@ class CheckpointManager:
             _choice(_WHEN_BUSY, "when_busy", when_busy),
             _choice(_CAPTURE, "capture", capture),
             staging_bytes or 0,
+            pinned,
             _warn,
         )
         self._waits = when_busy == "wait"

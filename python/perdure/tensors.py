@@ -35,7 +35,8 @@ def describe(tensor, place):
 
 
 def make_storage(storage, place) -> _core.Storage:
-    """The core's storage for one of torch's, in CPU memory. Called by the core's encoder, once for each."""
+    """The core's storage for one of torch's, copied to CPU memory where it is not there. Called by the core's encoder,
+    once for each that it cannot read by itself."""
     device = str(storage.device)
     if storage.device.type == "meta":
         return _core.Storage(0, storage.nbytes(), device)

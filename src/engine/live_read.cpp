@@ -17,7 +17,7 @@ bool same_form(const Tensor& a, const Tensor& b) {
 
 bool is_own(const Tensor& tensor) {
   return tensor.liveness != Liveness::detached && tensor.storage->data != nullptr &&
-         tensor.storage->device == "cpu" && tensor.numel() > 0;
+         tensor.storage->copier == nullptr && tensor.storage->device == "cpu" && tensor.numel() > 0;
 }
 
 // Every byte of its range is one of an element, and of one only.

@@ -16,6 +16,12 @@ constexpr std::uint64_t kWorthAThread = std::uint64_t{64} << 20;
 
 using Seconds = std::chrono::duration<double>;
 
+std::uint32_t checksum(const format::TensorRecord& tensor) {
+  std::uint32_t sum = 0;
+  format::for_each_block(tensor, [&](ConstBytes block) { sum = format::crc32(block, sum); });
+  return sum;
+}
+
 }  // namespace
 
 SaveJob::SaveJob(Value state, CheckpointInfo info, format::Encoder encoder, Arena& arena,
@@ -89,11 +95,11 @@ std::string SaveJob::tensor_name(std::size_t record) const {
 std::string SaveJob::compare() {
   std::unique_lock lock(mutex_);
   summed_.wait(lock, [&] { return ended_; });
+  encoder_.catch_up();
   const auto tensors = encoder_.tensors();
   std::vector<std::string> changed;
   for (std::size_t i = 0; i < sums_.size() && changed.size() < 5; ++i)
-    if (tensors[i].liveness == Liveness::stepped &&
-        format::crc32(tensors[i].bytes) != sums_[i].crc32)
+    if (tensors[i].liveness == Liveness::stepped && checksum(tensors[i]) != sums_[i].crc32)
       changed.push_back(tensor_name(i));
   if (changed.empty()) return "";
   return fmt::format(

@@ -1,6 +1,7 @@
 #include "engine/staged_file.hpp"
 
 #include <algorithm>
+#include <utility>
 
 #include "engine/stream_copy.hpp"
 
@@ -12,6 +13,35 @@ constexpr std::uint64_t kBlockSize = Arena::kBlockSize;
 std::uint64_t blocks_of(std::uint64_t bytes) { return (bytes + kBlockSize - 1) / kBlockSize; }
 
 constexpr std::size_t index(Pass pass) { return static_cast<std::size_t>(pass); }
+
+// The copies into one block. Those of a device are under way until finish().
+class BlockCopy {
+ public:
+  BlockCopy() = default;
+  BlockCopy(const BlockCopy&) = delete;
+  BlockCopy& operator=(const BlockCopy&) = delete;
+  // Where one failed, the others must not go on: the block may soon be somebody else's memory.
+  ~BlockCopy() {
+    try {
+      finish();
+    } catch (...) {
+      // The first error is the one that is told.
+    }
+  }
+  void add(const format::TensorRecord& tensor, std::uint64_t from, MutableBytes to) {
+    const ConstBytes bytes = tensor.bytes.subspan(from, to.size());
+    if (tensor.copier == nullptr) return stream_copy(to.data(), bytes);
+    if (std::ranges::find(devices_, tensor.copier) == devices_.end())
+      devices_.push_back(tensor.copier);
+    tensor.copier->copy(to, bytes.data());
+  }
+  void finish() {
+    for (DeviceCopier* device : std::exchange(devices_, {})) device->finish();
+  }
+
+ private:
+  std::vector<DeviceCopier*> devices_;
+};
 
 }  // namespace
 
@@ -41,6 +71,7 @@ void StagedFile::copy_block(std::uint64_t number, Pass pass) const {
   const std::uint64_t begin = number * kBlockSize, end = begin + kBlockSize;
   const MutableBytes block = arena_.block(number);
   const auto tensors = encoder_.tensors();
+  BlockCopy copy;
   for (std::size_t i = first_tensor_[number]; i < tensors.size(); ++i) {
     const format::TensorRecord& tensor = tensors[i];
     if (tensor.data_offset >= end) break;
@@ -48,9 +79,9 @@ void StagedFile::copy_block(std::uint64_t number, Pass pass) const {
     const std::uint64_t from = std::max(begin, tensor.data_offset);
     const std::uint64_t to = std::min(end, tensor.data_offset + tensor.bytes.size());
     if (from < to)
-      stream_copy(block.data() + (from - begin),
-                  tensor.bytes.subspan(from - tensor.data_offset, to - from));
+      copy.add(tensor, from - tensor.data_offset, block.subspan(from - begin, to - from));
   }
+  copy.finish();
 }
 
 // The next block before `end` that nobody has begun with.
@@ -71,10 +102,18 @@ void StagedFile::copied(std::uint64_t number, Pass pass) {
   changed_.notify_all();
 }
 
-void StagedFile::copy(Pass pass) {
-  while (const auto block = claim(pass, filled_)) {
-    copy_block(*block, pass);
-    copied(*block, pass);
+void StagedFile::copy(Pass pass) noexcept {
+  try {
+    while (const auto block = claim(pass, filled_)) {
+      copy_block(*block, pass);
+      copied(*block, pass);
+    }
+  } catch (...) {
+    {
+      const std::lock_guard guard(mutex_);
+      error_ = std::current_exception();
+    }
+    abort();
   }
 }
 
@@ -93,7 +132,8 @@ MutableBytes StagedFile::take(std::uint64_t number) {
       }
     }
     std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return left_[number] == 0; });
+    changed_.wait(lock, [&] { return aborted_ || left_[number] == 0; });
+    if (error_) std::rethrow_exception(error_);
   }
   return arena_.block(number);
 }

@@ -10,6 +10,7 @@
 #include <array>
 #include <condition_variable>
 #include <cstdint>
+#include <exception>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -35,13 +36,15 @@ class StagedFile {
   std::uint64_t blocks() const noexcept { return total_; }
   bool overlapped() const noexcept { return overlapped_; }
 
-  // Any thread: copies blocks until none of the pass is left that nobody has begun with.
-  void copy(Pass pass);
+  // Any thread: copies blocks until none of the pass is left that nobody has begun with. Where a
+  // copy fails (a device's may), the writer gets the error.
+  void copy(Pass pass) noexcept;
   // Waits until all of the pass is copied. False where it never will be: abort() was called.
   bool wait_copied(Pass pass);
 
   // The writer, block after block: waits until block `number` has all of its tensor bytes; copies
-  // what nobody has begun with. What it held before must be settled and released by then.
+  // what nobody has begun with. What it held before must be settled and released by then. Throws
+  // what a copy has thrown.
   MutableBytes take(std::uint64_t number);
   // The first `count` blocks are on the disk, and their places free.
   void release(std::uint64_t count);
@@ -67,7 +70,8 @@ class StagedFile {
   std::array<std::uint64_t, kPasses> copied_{};  // how many are done
   std::uint64_t released_ = 0;
   bool aborted_ = false;
-  std::mutex mutex_;  // of everything but the blocks' bytes and what never changes
+  std::exception_ptr error_;  // why, where it was a copy
+  std::mutex mutex_;          // of everything but the blocks' bytes and what never changes
   std::condition_variable changed_;
 };
 

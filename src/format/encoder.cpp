@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <unordered_set>
 
 #include "format/checkpoint_json.hpp"
 #include "format/coding.hpp"
@@ -46,17 +47,14 @@ struct Encoder::Plan {
 
 namespace {
 
-using Sink = std::function<void(ConstBytes)>;
-
 // Emits the bytes of a record block by block and sums them up.
-StorageChecksums write_bytes(const Sink& sink, const TensorRecord& tensor) {
+StorageChecksums write_bytes(const BlockSink& sink, const TensorRecord& tensor) {
   const std::uint64_t size = tensor.bytes.size();
   StorageChecksums sums{.data_offset = tensor.data_offset, .size = size, .crc32 = 0, .blocks = {}};
-  for (std::uint64_t at = 0; at < size; at += kBlockSize) {
-    const ConstBytes block = tensor.bytes.subspan(at, std::min(kBlockSize, size - at));
+  for_each_block(tensor, [&](ConstBytes block) {
     sums.add_block(crc32(block), block.size());
     sink(block);
-  }
+  });
   return sums;
 }
 
@@ -70,9 +68,17 @@ void append_text(std::string& out, std::string_view content, ZipRecord& record) 
 }  // namespace
 
 Encoder::Encoder(const Value& state, const CheckpointInfo& info, LayoutCache* cache)
-    : plan_(std::make_unique<Plan>(cache ? cache->lay_out(state) : lay_out(state), info)) {}
+    : plan_(std::make_unique<Plan>(cache ? cache->lay_out(state) : lay_out(state), info)) {
+  catch_up();
+}
 Encoder::Encoder(Encoder&&) noexcept = default;
 Encoder::~Encoder() = default;
+
+void Encoder::catch_up() const {
+  std::unordered_set<DeviceCopier*> copiers;
+  for (const TensorRecord& tensor : tensors())
+    if (tensor.copier != nullptr && copiers.insert(tensor.copier).second) tensor.copier->catch_up();
+}
 
 std::uint64_t Encoder::file_size() const { return plan_->file_size; }
 std::span<const TensorRecord> Encoder::tensors() const { return plan_->tensors; }

@@ -20,12 +20,16 @@ namespace perdure::format {
 class Encoder {
  public:
   // Plans the file: flattens `state`, lays out the records, pickles. The storages must stay alive
-  // and unchanged until their bytes are taken; the state itself is not needed any more.
+  // and unchanged until their bytes are taken; the state itself is not needed any more. What the
+  // calling thread has set going on devices before comes before their bytes are copied.
   // Error(invalid) names the place of a value that torch.load could not take. With a cache, what
   // follows from the structure of the state is made once and used again while it stays the same.
   Encoder(const Value& state, const CheckpointInfo& info, LayoutCache* cache = nullptr);
   Encoder(Encoder&&) noexcept;
   ~Encoder();
+
+  // Again, for bytes that are compared later.
+  void catch_up() const;
 
   std::uint64_t file_size() const;  // bytes, exactly
   std::span<const TensorRecord> tensors() const;

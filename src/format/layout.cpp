@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "format/crc32.hpp"
 #include "format/outline.hpp"
 #include "format/pickle_number.hpp"
 
@@ -20,6 +21,7 @@ void append_tensor(Layout& layout, const StorageRecord& storage) {
   const ZipRecord& record = layout.records.back();
   const std::byte* data = storage.size == 0 ? nullptr : storage.storage->data + storage.begin;
   layout.tensors.push_back({.bytes = {data, storage.size},
+                            .copier = storage.storage->copier.get(),
                             .header_offset = record.header_offset,
                             .data_offset = record.data_offset,
                             .end = record.end(),
@@ -83,8 +85,10 @@ bool move_loose(const Layout& layout, const Outline& outline, std::vector<Tensor
   for (std::size_t i = 0; i < layout.loose.size(); ++i) {
     const TensorStorage& storage = *outline.memories[i];
     if (layout.kept_memory.contains(address_of(storage))) return false;
-    ConstBytes& bytes = tensors[layout.loose[i].record].bytes;
-    if (!bytes.empty()) bytes = {storage.data + layout.loose[i].begin, bytes.size()};
+    TensorRecord& record = tensors[layout.loose[i].record];
+    if (!record.bytes.empty())
+      record.bytes = {storage.data + layout.loose[i].begin, record.bytes.size()};
+    record.copier = storage.copier.get();
   }
   return true;
 }
@@ -99,6 +103,21 @@ std::optional<FittedLayout> fit(const std::shared_ptr<const Layout>& layout,
 }
 
 }  // namespace
+
+void for_each_block(const TensorRecord& tensor, const BlockSink& sink) {
+  std::vector<std::byte> copy;
+  for (std::uint64_t at = 0; at < tensor.bytes.size(); at += kBlockSize) {
+    ConstBytes block =
+        tensor.bytes.subspan(at, std::min<std::uint64_t>(kBlockSize, tensor.bytes.size() - at));
+    if (tensor.copier != nullptr) {
+      copy.resize(block.size());
+      tensor.copier->copy(copy, block.data());
+      tensor.copier->finish();
+      block = copy;
+    }
+    sink(block);
+  }
+}
 
 FittedLayout lay_out(const Value& state) {
   const StoragePlan plan(state);

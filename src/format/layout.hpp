@@ -7,6 +7,7 @@
 // is not walked, and the addresses of its tensors are the same, too.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <unordered_set>
 #include <vector>
@@ -19,12 +20,18 @@ namespace perdure::format {
 
 // One record data/N and the memory that it is written from.
 struct TensorRecord {
-  ConstBytes bytes;
+  ConstBytes bytes;                        // on a device where there is a copier
+  DeviceCopier* copier = nullptr;          // of the storage
   std::uint64_t header_offset = 0;         // in the file: of the header
   std::uint64_t data_offset = 0;           // of the bytes
   std::uint64_t end = 0;                   // of the descriptor, which follows the bytes
   Liveness liveness = Liveness::detached;  // the least that a tensor in it claims
 };
+
+// Calls `sink` with the bytes of each block of format::kBlockSize; those of a device come to the
+// CPU for the time of the call.
+using BlockSink = std::function<void(ConstBytes)>;
+void for_each_block(const TensorRecord& tensor, const BlockSink& sink);
 
 // Refers to no state, but to the memory of its tensors and, where it is reused, to kept trees.
 struct Layout {

@@ -186,7 +186,7 @@ inline std::vector<ModuleTarget> match_module(const torch::nn::Module& module, c
     if (const std::string problem = compare_tensor(*entry, live, bytes); !problem.empty())
       return problems.push_back("\"" + key + "\": " + problem);
     const Tensor& file = entry->as_tensor();
-    targets.push_back({key, live, file, has_data(file) ? host_tensor(file) : at::Tensor()});
+    targets.push_back({key, live, file, has_data(file) ? present_tensor(file) : at::Tensor()});
   });
   for (const auto& [key, entry] : value.as_dict())
     if (known.find(key) == nullptr)

@@ -120,7 +120,7 @@ struct DictReader {
 // A float, or the tensor of one element that Python allows for lr.
 inline double read_double(const Value& value) {
   if (value.kind() != Kind::tensor) return value.as_double();
-  const at::Tensor tensor = host_tensor(value.as_tensor());
+  const at::Tensor tensor = present_tensor(value.as_tensor());
   if (tensor.numel() != 1 || tensor.is_complex())
     throw Error(ErrorCode::invalid,
                 "a tensor of shape " + format_shape(tensor.sizes()) + " is not one number");
@@ -203,7 +203,7 @@ struct StateReader : DictReader {
       problem("\"" + std::string(key) + "\": shape " + format_shape(value->as_tensor().shape) +
               " in the file, the parameter here has " + format_shape(param.sizes()));
     } else if (bytes == Bytes::there || has_data(value->as_tensor())) {
-      read(key, *value, slot, [](const Value& x) { return host_tensor(x.as_tensor()); });
+      read(key, *value, slot, [](const Value& x) { return present_tensor(x.as_tensor()); });
       if (slot.defined()) kept.add(value->as_tensor(), slot);
     } else {
       slot = at::empty(param.sizes(), at::TensorOptions(c10::kMeta));  // there is one

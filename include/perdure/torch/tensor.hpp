@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <perdure/state.hpp>
+#include <perdure/torch/device.hpp>
 #include <perdure/value.hpp>
 #include <string>
 #include <unordered_map>
@@ -16,9 +17,7 @@
 namespace perdure {
 
 // While one of these lives, tensors that this thread converts and that share a storage share one
-// TensorStorage, and a storage on a GPU is copied to the host once. state_dict() opens one by
-// itself. Open your own around a Dict that you build of many GPU tensors, and close it before they
-// change.
+// TensorStorage. state_dict() opens one by itself.
 class SharedStorages {
  public:
   SharedStorages() : outermost_(current() == nullptr) {
@@ -128,21 +127,25 @@ inline std::shared_ptr<TensorStorage> convert_storage(c10::Storage storage) {
   result->size = storage.nbytes();
   result->device = storage.device().str();
   if (storage.device().is_meta()) return result;
-  // A GPU's bytes come to the host now, all of the storage, so that views of it stay views of one
-  // thing.
-  if (!storage.device().is_cpu()) storage = bytes_of(storage).cpu().storage();
+  if (!storage.device().is_cpu()) {
+    result->copier = copier_of(storage.device());
+    // All of the storage, so that views of it stay views of one thing.
+    if (!result->copier) storage = bytes_of(storage).cpu().storage();
+  }
   result->data = const_cast<std::byte*>(static_cast<const std::byte*>(storage.data()));
   result->owner = std::make_shared<c10::Storage>(std::move(storage));
   return result;
 }
 
-// A storage over the bytes where they were loaded, on the host whatever its device says.
-inline c10::Storage host_storage(const std::shared_ptr<TensorStorage>& storage) {
+// A storage over the bytes where they are: on the host whatever its device says, but for those that
+// came from a live tensor on a GPU.
+inline c10::Storage present_storage(const std::shared_ptr<TensorStorage>& storage) {
   if (storage->data == nullptr && storage->size != 0)
     throw Error(ErrorCode::invalid,
                 "the tensor has no data: it was loaded to \"meta\", or its file was only opened");
+  const at::Device device = storage->copier ? at::Device(storage->device) : at::Device(at::kCPU);
   c10::DataPtr data = c10::InefficientStdFunctionContext::makeDataPtr(
-      storage->data, [storage](void*) {}, at::Device(at::kCPU));  // the closure keeps the memory
+      storage->data, [storage](void*) {}, device);  // the closure keeps the memory
   return {c10::Storage::use_byte_size_t(), storage->size, std::move(data),
           /*allocator=*/nullptr, /*resizable=*/false};
 }
@@ -153,10 +156,10 @@ inline c10::Storage device_storage(const std::shared_ptr<TensorStorage>& storage
     return at::empty({static_cast<std::int64_t>(storage->size)},
                      at::TensorOptions(c10::kByte).device(device))
         .storage();
-  c10::Storage host = host_storage(storage);
-  if (device.is_cpu()) return host;
+  c10::Storage present = present_storage(storage);
+  if (device == present.device()) return present;
   try {
-    return bytes_of(host).to(device).storage();
+    return bytes_of(present).to(device).storage();
   } catch (const c10::Error& error) {
     throw Error(ErrorCode::unsupported,
                 "a tensor of the device " + storage->device + " cannot be placed there: " +
@@ -226,9 +229,9 @@ inline bool is_same_memory(const at::Tensor& a, const at::Tensor& b) {
 // that it is going to read straight into live tensors are still in the file (TrainingState::Entry).
 enum class Bytes { there, later };
 
-// A tensor's bytes where they were loaded: to copy from, whatever device they are meant for.
-inline at::Tensor host_tensor(const Tensor& tensor) {
-  return view_of(host_storage(tensor.storage), tensor);
+// A tensor's bytes where they are: to copy from, whatever device they are meant for.
+inline at::Tensor present_tensor(const Tensor& tensor) {
+  return view_of(present_storage(tensor.storage), tensor);
 }
 
 inline std::string format_shape(c10::IntArrayRef shape) {
@@ -284,7 +287,7 @@ inline std::shared_ptr<TensorStorage> SharedStorages::convert(const at::Tensor& 
   return known.converted;
 }
 
-// A strided tensor as a Value that looks into the same memory (of a GPU's, a copy).
+// A strided tensor as a Value that looks into the same memory (a copy for devices without streams).
 // Error(unsupported) for sparse, nested and quantized tensors and dtypes that torch.load does not
 // give back.
 template <>
@@ -309,7 +312,8 @@ namespace detail {
 // The live tensor as a Value. A restore may read into what is in the memory of the CPU.
 inline Value live_value(const at::Tensor& tensor) {
   Value value(tensor.detach());
-  if (tensor.is_cpu()) value.as_tensor().liveness = Liveness::live;
+  Tensor& live = value.as_tensor();
+  if (tensor.is_cpu() || live.storage->copier) live.liveness = Liveness::live;
   return value;
 }
 

@@ -164,7 +164,9 @@ TYPED_TEST(LiveRestoreOf, StateThatIsThereIsReadInPlaceAndFreshStateIsKept) {
     if (!fresh) this->train(b, to_optimizer, 2, 3);
     const auto before = this->moments(to_optimizer);
     restore(to, file);
-    if (!before.empty()) EXPECT_EQ(this->moments(to_optimizer), before);
+    if (!before.empty()) {
+      EXPECT_EQ(this->moments(to_optimizer), before);
+    }
     this->train(b, to_optimizer, 3, 2);
     EXPECT_TRUE(same(*a, *b));
   }

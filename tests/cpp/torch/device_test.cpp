@@ -1,0 +1,151 @@
+// Models on a device that is not the CPU: the simulated one of fake_device.hpp.
+#include <gtest/gtest.h>
+#include <torch/torch.h>
+
+#include <filesystem>
+#include <perdure/perdure.hpp>
+#include <perdure/torch.hpp>
+
+#include "expect_error.hpp"
+#include "fake_device.hpp"
+#include "format/memory_source.hpp"
+#include "storage/temporary_directory.hpp"
+
+namespace perdure::test {
+namespace {
+
+namespace nn = torch::nn;
+namespace optim = torch::optim;
+
+const at::Device kFake("fake:0");
+
+struct Trainee {
+  nn::Linear model{40, 30};
+  optim::Adam optimizer;
+  TrainingState state;
+
+  explicit Trainee(at::Device device)
+      : optimizer((model->to(device), model->parameters()), optim::AdamOptions(0.1)) {
+    state.add("model", model), state.add("optimizer", optimizer);
+  }
+  void train(CheckpointManager* checkpoints = nullptr) {
+    const at::Device device = model->weight.device();
+    optimizer.zero_grad();
+    model->forward(torch::ones({2, 40}).to(device)).square().sum().backward();
+    if (checkpoints != nullptr) checkpoints->fence();
+    optimizer.step();
+    ++state.step;
+  }
+};
+
+// The state of a run, with every tensor on the CPU.
+std::string bytes_of(const Trainee& run) {
+  const CheckpointFile file = CheckpointFile::open(source_of(file_of(run.state.state_dict())));
+  file.read_all(file.value());
+  for (const auto& storage : file.storages()) storage->device = "cpu";
+  return file_of(file.value());
+}
+
+class FakeDevice : public testing::Test {
+ protected:
+  FakeDevice() { torch::manual_seed(1); }
+  TemporaryDirectory folder;
+};
+class CaptureOnDevice : public FakeDevice, public testing::WithParamInterface<Capture> {};
+
+TEST_P(CaptureOnDevice, ARunGoesOnExactlyAsOnTheCpu) {
+  Trainee run(kFake), host(at::kCPU);
+  {
+    const at::NoGradGuard no_grad;
+    host.model->weight.copy_(run.model->weight);
+    host.model->bias.copy_(run.model->bias);
+  }
+  {
+    CheckpointManager checkpoints(folder / "run", {.capture = GetParam()});
+    for (int i = 0; i < 3; ++i) {
+      run.train(&checkpoints), host.train();
+      checkpoints.save(run.state);
+    }
+    run.train(&checkpoints);
+    EXPECT_NO_THROW(checkpoints.close());
+  }
+  for (const at::Device device : {kFake, at::Device(at::kCPU)}) {
+    Trainee back(device);
+    CheckpointManager checkpoints(folder / "run");
+    ASSERT_EQ(checkpoints.restore(back.state)->step(), 3);
+    EXPECT_EQ(back.model->weight.device(), device);
+    EXPECT_EQ(back.optimizer.state().size(), 2U);
+    EXPECT_EQ(bytes_of(back), bytes_of(host));
+    back.train();
+    EXPECT_EQ(bytes_of(back), bytes_of(run));
+  }
+}
+
+// What the device has still to do when save() is called is done before the copy.
+TEST_P(CaptureOnDevice, WhatIsUnderWayIsWaitedFor) {
+  Trainee run(kFake);
+  run.train();
+  CheckpointManager checkpoints(folder / "run", {.capture = GetParam()});
+  checkpoints.prepare(run.state);
+  fake_device_delay(100);
+  {
+    const at::NoGradGuard no_grad;
+    run.model->weight.fill_(5);
+  }
+  checkpoints.save(run.state);
+  checkpoints.fence();
+  {
+    const at::NoGradGuard no_grad;
+    run.model->weight.fill_(6);
+  }
+  checkpoints.wait();
+  Trainee back(at::kCPU);
+  checkpoints.restore(back.state);
+  EXPECT_TRUE(torch::equal(back.model->weight, torch::full({30, 40}, 5.0)));
+}
+
+INSTANTIATE_TEST_SUITE_P(All, CaptureOnDevice,
+                         testing::Values(Capture::eager, Capture::overlapped, Capture::checked));
+
+TEST_F(FakeDevice, AForgottenFenceIsNoticed) {
+  Trainee run(kFake);
+  CheckpointManager checkpoints(folder / "run", {.capture = Capture::overlapped});
+  run.train();
+  checkpoints.save(run.state).wait();
+  for (int i = 0; i < 20; ++i) {  // until the writer is slower than the step
+    const SaveHandle handle = checkpoints.save(run.state);
+    run.train();
+    try {
+      handle.wait();
+    } catch (const Error& error) {
+      EXPECT_NE(std::string(error.what()).find("changed before they were copied"),
+                std::string::npos);
+      break;
+    }
+  }
+  run.train(&checkpoints);
+}
+
+TEST_F(FakeDevice, StagingIsPinned) {
+  const auto before = fake_device_pinned_bytes();
+  Trainee run(kFake);
+  CheckpointManager checkpoints(folder / "run", {.allocate_staging = pinned_staging()});
+  checkpoints.save(run.state).wait();
+  EXPECT_GT(fake_device_pinned_bytes(), before);
+}
+
+TEST_F(FakeDevice, AValueLooksIntoTheDevice) {
+  at::Tensor x = torch::arange(12.0).to(kFake);
+  const Value value = Dict{{"x", x}, {"view", x.slice(0, 4)}};
+  EXPECT_EQ(to_tensor(value["x"]).const_data_ptr(), x.const_data_ptr());
+  save(folder / "x.pt", value);
+  const Value loaded = load(folder / "x.pt");
+  EXPECT_EQ(to_tensor(loaded["x"]).device(), kFake);
+  EXPECT_TRUE(torch::equal(to_tensor(loaded["view"]).cpu(), torch::arange(4.0, 12.0)));
+  LoadOptions to_cpu;
+  to_cpu.map_location = "cpu";
+  EXPECT_TRUE(to_tensor(load(folder / "x.pt", to_cpu)["x"]).is_cpu());
+}
+
+}  // namespace
+}  // namespace perdure::test
