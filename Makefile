@@ -29,7 +29,7 @@ help:  ## Says what there is
 demo: setup build wheel  ## Trains a small GPT, kills it again and again, proves that nothing was lost
 	.venv/bin/python examples/demo.py --cpp build/dev/examples/cpp/train_gpt --cpp-sample build/dev/examples/cpp/sample_gpt
 
-test: setup-tests format-check build unit-tests wheel python-tests sanitizer-tests fuzz-tests install-test user-test  ## Runs every test
+test: setup-tests format-check build unit-tests wheel python-tests sanitizer-tests thread-tests fuzz-tests install-test user-test  ## Runs every test
 	$(call banner,all tests passed)
 
 bench: setup-bench wheel  ## Prints the benchmark tables (BENCH_FLAGS="--help" says what can be set)
@@ -76,7 +76,7 @@ sanitizer-tests:
 	ctest --preset asan -j2
 	PERDURE_CLI=$(CURDIR)/build/asan/cli/perdure .venv/bin/python -m pytest -q tests/python/test_cli.py -k 'not starts_quickly'
 
-thread-tests:  ## Runs the C++ tests of storage and engine under ThreadSanitizer
+thread-tests:
 	$(call banner,C++ tests under TSan)
 	cmake --preset tsan -DPERDURE_BUILD_CLI=OFF
 	cmake --build --preset tsan --target storage_test engine_test

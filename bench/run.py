@@ -56,7 +56,7 @@ def parse(arguments) -> Options:
     add("--pairs", type=int, help="pairs of training runs, with perdure and without saves (default: 10)")
     add("--steps", type=int, help="measured steps of a training run (default: 60)")
     add("--every", type=int, default=5, help="steps between two saves of a training run (default: 5)")
-    add("--tokens", type=int, help="tokens of a training step: sets how long it takes (default: 256)")
+    add("--tokens", type=int, help="tokens of a training step: sets how long it takes (default: 150)")
     add(
         "--drift",
         type=int,
@@ -74,7 +74,7 @@ def parse(arguments) -> Options:
     add("--report", type=Path, metavar="JSON", help="measure nothing: print the tables of an earlier run")
     options = parser.parse_args(arguments, Options())
     quick = {"rounds": 1, "pairs": 1, "steps": 10, "tokens": 64, "drift": 0, "scale": "small"}
-    full = {"rounds": 3, "pairs": 10, "steps": 60, "tokens": 256, "drift": 100, "scale": "full"}
+    full = {"rounds": 3, "pairs": 10, "steps": 60, "tokens": 150, "drift": 100, "scale": "full"}
     for name, value in (quick if options.quick else full).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
