@@ -49,7 +49,7 @@ class PythonCopier final : public DeviceCopier {
 }  // namespace
 
 std::shared_ptr<DeviceCopier> copier_of(dlpack::Device device, PyObject* tensor) {
-  if (device.type == dlpack::kCpu) return nullptr;
+  if (dlpack::is_host(device.type)) return nullptr;
   // Never destroyed, because Python is gone before it would be.
   static auto* const copiers =
       new std::map<std::pair<std::int32_t, std::int32_t>, std::shared_ptr<DeviceCopier>>();

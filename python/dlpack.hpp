@@ -10,7 +10,12 @@ namespace perdure::python::dlpack {
 constexpr const char* kAttribute = "__dlpack_c_exchange_api__";  // of the tensor type: a capsule
 constexpr const char* kCapsule = "dlpack_exchange_api";
 constexpr std::uint32_t kMajorVersion = 1;
-constexpr std::int32_t kCpu = 1;
+
+// Devices in the memory of the CPU; pinned memory is said to be of the GPU's driver.
+constexpr std::int32_t kCpu = 1, kCudaHost = 3, kRocmHost = 11;
+constexpr bool is_host(std::int32_t type) {
+  return type == kCpu || type == kCudaHost || type == kRocmHost;
+}
 
 struct Device {
   std::int32_t type;

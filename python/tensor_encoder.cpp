@@ -116,7 +116,7 @@ std::optional<Geometry> read_geometry(PyObject* tensor) {
   }
   if (t.data == nullptr) return std::nullopt;
   std::shared_ptr<DeviceCopier> copier = copier_of(t.device, tensor);
-  if (!copier && t.device.type != dlpack::kCpu) return std::nullopt;
+  if (!copier && !dlpack::is_host(t.device.type)) return std::nullopt;
   std::optional<DType> dtype = dtype_of(t.dtype);
   if (!dtype) dtype = dtype_attribute(tensor);
   if (!dtype) return std::nullopt;

@@ -19,7 +19,8 @@ std::uint64_t Arena::blocks_for(std::uint64_t wanted) const {
   constexpr std::uint64_t kSlack = 4;
   const std::uint64_t bytes = limit_ != 0 ? limit_ : io::available_memory() / 2;
   const std::uint64_t limit = std::max(bytes, kMinBytes) / kBlockSize;
-  if (wanted > limit + kSlack) return limit;
+  // What a save has beside its blocks is to stay within the limit, too.
+  if (wanted > limit + kSlack) return limit - limit / 32;
   return std::max(wanted, std::min(wanted + wanted / 32 + 1, limit));
 }
 

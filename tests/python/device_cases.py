@@ -126,6 +126,13 @@ def test_staging_is_pinned(tmp_path):
     assert library.fake_device_pinned_bytes() > before
 
 
+def test_pinned_tensors_are_the_cpus(tmp_path):
+    x = torch.arange(12.0).pin_memory()
+    perdure.save({"x": x, "view": x[4:]}, tmp_path / "x.pt")
+    loaded = perdure.load(tmp_path / "x.pt")
+    assert loaded["x"].device.type == "cpu" and torch.equal(loaded["x"], torch.arange(12.0))
+
+
 def test_larger_than_the_staging(tmp_path):
     state = perdure.TrainingState(weights=torch.arange(12_000_000).to(FAKE))
     with perdure.CheckpointManager(tmp_path, staging_bytes=16 << 20) as checkpoints:
