@@ -11,6 +11,9 @@
 A save that was acknowledged survives kill -9 and a power cut; a reader sees a whole checkpoint or none; what is
 loaded had its checksums compared; and the steps after a resume have the same bits as if nothing had happened.
 
+perdure.ResumableLoader(loader) goes on in the middle of an epoch; perdure.testing.check_exact_resume proves that a
+training does go on exactly.
+
 One file: perdure.save(state, path), perdure.load(path), perdure.verify(path). The files are PyTorch's own:
 torch.load(path) opens what perdure writes, perdure.load(path) opens what torch.save writes.
 
@@ -38,6 +41,7 @@ from .errors import (
     UnsupportedError,
 )
 from .files import Finding, VerifyReport, load, save, verify
+from .loader import ResumableLoader
 from .manager import Best, Checkpoint, CheckpointManager, SaveHandle, SaveStats, list_checkpoints
 from .state import TrainingState
 
@@ -54,6 +58,7 @@ __all__ = [
     "IoError",
     "LockedError",
     "NotFoundError",
+    "ResumableLoader",
     "SaveHandle",
     "SaveStats",
     "TrainingState",

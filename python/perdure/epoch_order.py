@@ -1,0 +1,161 @@
+"""The order in which a DataLoader takes its samples, drawn again and entered in the middle."""
+
+import random
+import sys
+from typing import Any, NamedTuple
+
+import torch
+from torch.utils.data import get_worker_info
+
+_END = object()
+
+
+def global_state() -> dict:
+    """The global generators that a sampler or a transform may draw from."""
+    state = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if "numpy.random" in sys.modules:
+        state["numpy"] = sys.modules["numpy"].random.get_state()
+    return state
+
+
+def put_global_state(state: dict) -> None:
+    torch.set_rng_state(state["torch"])
+    random.setstate(state["python"])
+    if "numpy" in state:
+        import numpy
+
+        numpy.random.set_state(state["numpy"])
+
+
+class Generators:
+    """What the order of an epoch may be drawn from: the global generators, those that the loader and its samplers
+    have, and the epoch of those with set_epoch()."""
+
+    def __init__(self, loader):
+        samplers = []
+        for sampler in (loader.batch_sampler, loader.sampler):
+            while sampler is not None and all(sampler is not known for known in samplers):
+                samplers.append(sampler)
+                sampler = getattr(sampler, "sampler", None)
+        self._own = {}  # by identity: mostly, loader and sampler have the same one
+        for holder in (loader, *samplers):
+            if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
+                self._own[id(generator)] = generator
+        self._with_epoch = [s for s in samplers if hasattr(s, "set_epoch") and hasattr(s, "epoch")]
+
+    def state(self) -> dict:
+        return {
+            **global_state(),
+            "own": [generator.get_state() for generator in self._own.values()],
+            "epochs": [sampler.epoch for sampler in self._with_epoch],
+        }
+
+    def put(self, state: dict) -> None:
+        put_global_state(state)
+        for generator, own in zip(self._own.values(), state["own"], strict=True):
+            generator.set_state(own)
+        for sampler, epoch in zip(self._with_epoch, state["epochs"], strict=True):
+            sampler.set_epoch(epoch)
+
+
+class EpochOrder:
+    """Stands for the sampler, or batch sampler, that a DataLoader takes its indices from."""
+
+    def __init__(self, sampler, generators: Generators, in_batches: bool, seed_samples: bool):
+        self.sampler = sampler
+        self.generators = generators
+        self.in_batches = in_batches
+        self.seed_samples = seed_samples
+        self.start = None  # the generators as they were when the order of the last epoch was drawn
+        self._next = (0, None)
+
+    def resume(self, skip: int, start: dict) -> None:
+        """The next epoch is drawn from `start`, and begins behind its first `skip` items."""
+        self._next = (skip, start)
+
+    def begin(self) -> None:
+        """Draws the order now, where the DataLoader has not asked for any of it yet."""
+        self._last.begin()
+
+    def take_next(self):
+        """What resume() has said, once."""
+        taken, self._next = self._next, (0, None)
+        return taken
+
+    def __iter__(self):  # may be called twice for one epoch: torch's iterator over workers does
+        self._last = _Indices(self)
+        return self._last
+
+    def __len__(self):
+        return len(self.sampler)
+
+
+class _Indices:
+    """One epoch. Nothing is drawn before the first item is asked for, as with the samplers of torch."""
+
+    def __init__(self, order: EpochOrder):
+        self._order = order
+        self._items = None
+        self._position = 0  # samples handed out, or skipped
+
+    def begin(self):
+        if self._items is not None:
+            return
+        order = self._order
+        skip, start = order.take_next()
+        if start is not None:
+            order.generators.put(start)
+        order.start = start or order.generators.state()
+        self._seed = int(torch.empty((), dtype=torch.int64).random_()) if order.seed_samples else 0
+        self._items = iter(order.sampler)
+        for _ in range(skip):
+            self._position += self._size(next(self._items, ()))
+        self._ahead = next(self._items, _END)  # samplers draw at their first item, not before
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        self.begin()
+        item, self._ahead = self._ahead, _END
+        if item is _END:
+            item = next(self._items)
+        first = self._position
+        self._position += self._size(item)
+        if not self._order.seed_samples:
+            return item
+        if not self._order.in_batches:
+            return Seeded(item, self._seed + first)
+        return [Seeded(index, self._seed + first + i) for i, index in enumerate(item)]
+
+    def _size(self, item):
+        return len(item) if self._order.in_batches else 1
+
+
+class Seeded(NamedTuple):
+    """An index with the seed that its sample is loaded with."""
+
+    index: Any
+    seed: int
+
+
+class SeededDataset:
+    """Loads the samples of a dataset, each with the global generators seeded for it."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, item: Seeded):
+        before = global_state() if get_worker_info() is None else None  # a worker's are nobody else's
+        torch.default_generator.manual_seed(item.seed % 2**63)
+        random.seed(item.seed)
+        if "numpy.random" in sys.modules:
+            sys.modules["numpy"].random.seed(item.seed % 2**32)
+        try:
+            return self.dataset[item.index]
+        finally:
+            if before is not None:
+                put_global_state(before)
