@@ -47,7 +47,7 @@ void SaveJob::capture(unsigned threads) {
         helpers.emplace_back([this] { file_.copy(Pass::at_save); });
     file_.copy(Pass::at_save);
   }
-  file_.wait_copied(Pass::at_save);
+  all_copied_ = file_.wait_copied(Pass::at_save);
   handle_->update([&](SaveStats& stats) {
     stats.stalled = Seconds(seconds());
     if (!file_.overlapped()) stats.copied = stats.stalled;
@@ -59,7 +59,7 @@ std::string SaveJob::fence() {
   if (std::exchange(fenced_, true) || capture_ == Capture::eager) return "";
   const auto begin = Clock::now();
   file_.copy(Pass::before_step);
-  file_.wait_copied(Pass::before_step);
+  all_copied_ = file_.wait_copied(Pass::before_step) && all_copied_;
   if (file_.overlapped()) settle_watch();
   const std::string changed = capture_ == Capture::checked ? compare() : "";
   handle_->update([&](SaveStats& stats) {
@@ -70,8 +70,13 @@ std::string SaveJob::fence() {
   return changed;
 }
 
-// The encoder knows what it needs of it, and the arena has the bytes.
+// The encoder knows what it needs of it, and the arena has the bytes. Where a copy has failed, the
+// writer may be in the middle of another one.
 void SaveJob::let_go() {
+  if (!all_copied_) {
+    std::unique_lock lock(mutex_);
+    summed_.wait(lock, [&] { return ended_; });
+  }
   state_ = Value();
   const std::lock_guard guard(mutex_);
   watch_ = StepWatch();

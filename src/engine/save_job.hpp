@@ -49,7 +49,8 @@ class SaveJob {
   format::Encoder encoder_;
   StagedFile file_;
   std::shared_ptr<SaveHandle::State> handle_;
-  bool fenced_ = false;  // the training thread's own
+  bool fenced_ = false;     // the training thread's own
+  bool all_copied_ = true;  // of what it has waited for; its own, too
 
   std::mutex mutex_;  // of the following
   std::condition_variable summed_;
