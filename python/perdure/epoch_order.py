@@ -1,30 +1,13 @@
 """The order in which a DataLoader takes its samples, drawn again and entered in the middle."""
 
-import random
-import sys
 from typing import Any, NamedTuple
 
 import torch
 from torch.utils.data import get_worker_info
 
+from .rng import host_state, put_host_state, seed_host
+
 _END = object()
-
-
-def global_state() -> dict:
-    """The global generators that a sampler or a transform may draw from."""
-    state = {"torch": torch.get_rng_state(), "python": random.getstate()}
-    if "numpy.random" in sys.modules:
-        state["numpy"] = sys.modules["numpy"].random.get_state()
-    return state
-
-
-def put_global_state(state: dict) -> None:
-    torch.set_rng_state(state["torch"])
-    random.setstate(state["python"])
-    if "numpy" in state:
-        import numpy
-
-        numpy.random.set_state(state["numpy"])
 
 
 class Generators:
@@ -45,13 +28,13 @@ class Generators:
 
     def state(self) -> dict:
         return {
-            **global_state(),
+            **host_state(),
             "own": [generator.get_state() for generator in self._own.values()],
             "epochs": [sampler.epoch for sampler in self._with_epoch],
         }
 
     def put(self, state: dict) -> None:
-        put_global_state(state)
+        put_host_state(state)
         for generator, own in zip(self._own.values(), state["own"], strict=True):
             generator.set_state(own)
         for sampler, epoch in zip(self._with_epoch, state["epochs"], strict=True):
@@ -149,13 +132,10 @@ class SeededDataset:
         return len(self.dataset)
 
     def __getitem__(self, item: Seeded):
-        before = global_state() if get_worker_info() is None else None  # a worker's are nobody else's
-        torch.default_generator.manual_seed(item.seed % 2**63)
-        random.seed(item.seed)
-        if "numpy.random" in sys.modules:
-            sys.modules["numpy"].random.seed(item.seed % 2**32)
+        before = host_state() if get_worker_info() is None else None  # a worker's are nobody else's
+        seed_host(item.seed)
         try:
             return self.dataset[item.index]
         finally:
             if before is not None:
-                put_global_state(before)
+                put_host_state(before)

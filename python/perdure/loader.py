@@ -2,8 +2,9 @@
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from .epoch_order import EpochOrder, Generators, SeededDataset, global_state, put_global_state
+from .epoch_order import EpochOrder, Generators, SeededDataset
 from .errors import InvalidTypeError
+from .rng import host_state, put_host_state
 
 
 class ResumableLoader:
@@ -65,10 +66,10 @@ class ResumableLoader:
         resume, self._resume = self._resume, None
         if resume is None:
             self._received = 0
-        before = global_state()
+        before = host_state()
         batches = self._ordered(resume) if self._order else self._replayed(resume)
         if resume is not None:
-            put_global_state(before)  # drawing the order again must not be seen
+            put_host_state(before)  # drawing the order again must not be seen
         self._running = object()
         return self._counted(batches, self._running)
 
@@ -124,8 +125,8 @@ class ResumableLoader:
 
     def _replayed(self, resume):
         if resume is not None:
-            put_global_state(resume)
-        self._start = resume or global_state()
+            put_host_state(resume)
+        self._start = resume or host_state()
         batches = iter(self._loader)
         if resume is not None:
             for _ in range(self._received):

@@ -22,9 +22,7 @@ import hashlib
 import json
 import multiprocessing
 import os
-import random
 import signal
-import sys
 import tempfile
 import traceback
 from pathlib import Path
@@ -34,6 +32,7 @@ import torch
 from .bits import raw
 from .errors import InvalidError
 from .manager import CheckpointManager
+from .rng import seed_host
 
 _MOST_NAMES = 8
 
@@ -93,7 +92,7 @@ class _Task:
 
 def _child(make_training, steps, kill_after, run, record, kill):
     try:
-        _seed(1 if not run.exists() else 2)  # what a resumed run draws must come from the checkpoint
+        seed_host(1 if not run.exists() else 2)  # what a resumed run draws must come from the checkpoint
         state, train = make_training()
         with CheckpointManager(run, on_error="raise") as checkpoints, record.open("a") as out:
             if checkpoints.restore(state) is not None:
@@ -110,13 +109,6 @@ def _child(make_training, steps, kill_after, run, record, kill):
     except BaseException:
         record.with_suffix(".failure").write_text(traceback.format_exc())
         raise
-
-
-def _seed(number):
-    torch.manual_seed(number)
-    random.seed(number)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(number)
 
 
 def _write(out, state, loss):

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import perdure
-import perdure.testing
+from test_testing import exact
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
@@ -36,35 +36,12 @@ def words_of_the_reader():
     return dict(model=model, optimizer=optimizer, scheduler=scheduler, epochs=3, train_one_epoch=train_one_epoch, perdure=perdure)
 
 
-def make_training():
-    """As perdure.testing says."""
-    torch.manual_seed(1)
-    model = torch.nn.Linear(4, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    dataset = TensorDataset(torch.randn(20, 4))
-    loader = perdure.ResumableLoader(DataLoader(dataset, batch_size=4, shuffle=True))
-    state = perdure.TrainingState(model=model, optimizer=optimizer, loader=loader, epoch=0)
-
-    def train():
-        while state.epoch < 3:
-            for (batch,) in loader:
-                loss = model(batch).square().mean()
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                state.step += 1
-                yield loss
-            state.epoch += 1
-
-    return state, train
-
-
 def test_python_samples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     samples = blocks("python")
     assert len(samples) == 3
     names = words_of_the_reader()
-    names |= {"DataLoader": DataLoader, "dataset": TensorDataset(torch.randn(20, 4)), "make_training": make_training}
+    names |= {"DataLoader": DataLoader, "dataset": TensorDataset(torch.randn(20, 4)), "make_training": exact}
     for sample in samples:
         exec(sample, names)
     assert names["state"]["epoch"] == 3
