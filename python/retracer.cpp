@@ -132,8 +132,8 @@ bool Retracer::same_tensor(PyObject* object, Value& value) {
   if (walked.tensor != &tensor || !geometry || !(*geometry == Geometry(tensor))) return false;
   const Ownership::Claim claim = ownership_.claim(object, *geometry, in_part_);
   walked.object = nb::borrow(object);
-  // That the storage is the same is not asked: it takes a quarter of the time, and what lies at the
-  // same address with the same form gives the same bytes.
+  // That the storage is the same is not asked, which would take a call into torch for each tensor:
+  // what lies at the same address with the same form gives the same bytes.
   return claim.own && claim.liveness == walked.claim.liveness && !has_attributes(object) &&
          same_flags(object, tensor);
 }
