@@ -33,6 +33,13 @@ struct Best {
   std::size_t count = 1;
 };
 
+// Again and again: after so many steps, after so much time, or (both given) after either.
+struct Every {
+  std::int64_t steps = 0;                   // 0: not by steps
+  std::chrono::duration<double> time = {};  // 0: not by time
+  bool never() const noexcept { return steps == 0 && time.count() == 0; }
+};
+
 // What becomes of a save that failed. In both cases the handle has the error, and wait() and
 // close() throw it.
 enum class OnError {
@@ -60,6 +67,20 @@ using AllocateStaging = std::function<std::shared_ptr<std::byte>(std::uint64_t b
 struct ManagerOptions {
   std::size_t keep_last = 3;  // at least 1
   std::vector<Best> keep_best = {};
+  // Steps: the first checkpoint at or after each multiple. Time: the first one, and after that the
+  // next that was created so much later (by the writers' clocks).
+  Every keep_every = {};
+  // When should_save() says so. Steps: each multiple that was passed since the last save.
+  Every save_every = {};
+  // The part of the training's time that saving may cost, such as 0.02: should_save() then says so
+  // at the shortest interval that keeps to it, by what saves were seen to cost. 0: not so.
+  double overhead = 0;
+  // Signals that announce the end of the process, such as {SIGTERM, SIGUSR1}: see preempted(). An
+  // earlier handler still runs. Forked children ignore them, unless they come from their parent.
+  std::vector<int> save_on_signal = {};
+  // How long after such a signal the process is killed: what Kubernetes calls
+  // terminationGracePeriodSeconds, and Slurm the time in --signal.
+  std::chrono::duration<double> grace = std::chrono::seconds(30);
   OnError on_error = OnError::warn;
   WhenBusy when_busy = WhenBusy::wait;
   Capture capture = Capture::eager;
@@ -71,8 +92,10 @@ struct ManagerOptions {
   // Default: pages of the system's, huge where it has them. For a model on a GPU:
   // perdure::pinned_staging() (perdure/torch.hpp).
   AllocateStaging allocate_staging = {};
-  // Where warnings go (a failed save, a damaged checkpoint set aside). Default: standard error.
+  // Where warnings go (a failed save, a damaged checkpoint set aside), and notes of what is no
+  // trouble (the interval that keeps to `overhead`). Default: standard error.
   std::function<void(const std::string&)> warning = {};
+  std::function<void(const std::string&)> note = {};
 };
 
 struct Checkpoint {
@@ -81,6 +104,14 @@ struct Checkpoint {
   CheckpointInfo info;     // step, generation, parent, metrics, created, reason, ...
   std::int64_t step() const noexcept { return info.step; }
   std::uint64_t generation() const noexcept { return info.generation; }
+};
+
+// What retention wants of one checkpoint: `reasons` to keep it ("last 3", "best 2 by val_loss
+// (min)", "every 1000 steps", "pinned: for the paper"); none: it goes.
+struct PlannedCheckpoint {
+  Checkpoint checkpoint;
+  std::vector<std::string> reasons;
+  bool kept() const noexcept { return !reasons.empty(); }
 };
 
 // What a save took. The points in time are seconds since save() was called; 0: not yet reached.
@@ -144,6 +175,16 @@ class CheckpointManager {
   // Makes the first save as fast as the later ones: allocates the memory for staging, and touches
   // it in a thread of its own.
   void prepare(const TrainingState& state);
+  // Whether the loop should save now: after every step, `if (checkpoints.should_save(state.step))
+  // checkpoints.save(state)`. By save_every, by overhead, and once preempted(), unless the save in
+  // flight is all that `grace` leaves time for. Goes on across restarts: steps count from the last
+  // save or restore. Error(invalid) where the options name nothing to go by.
+  bool should_save(std::int64_t step);
+  // One of save_on_signal has come: save (should_save() says so, too), leave the loop and close.
+  // What is saved from now on says "preemption" for its reason.
+  bool preempted() const;
+  // The interval that keeps to `overhead`, once a save was measured.
+  std::optional<std::chrono::duration<double>> interval() const;
   // To be called before every step of an optimizer whose state is captured overlapped (or checked):
   // returns when what the step changes has been copied. Cheap where nothing is left to copy.
   void fence();
@@ -167,6 +208,18 @@ class CheckpointManager {
   std::vector<std::int64_t> all_steps() const;  // ascending, each once
   const std::filesystem::path& directory() const;
 
+  // Keeps this step (its newest generation) whatever retention says, until unpin. A pin is a file
+  // beside the checkpoint, "<its name>.pin", with the reason in it. Error(not_found).
+  void pin(std::int64_t step, const std::string& reason = {});
+  void unpin(std::int64_t step);
+  // What retention would do now, newest first. Every save does it; prune() does it at once, and
+  // returns what it has done.
+  std::vector<PlannedCheckpoint> retention_plan() const;
+  std::vector<PlannedCheckpoint> prune();
+
+  // What part of the save in flight is written, or of the restore that is going on read: 0 to 1,
+  // and 1 where nothing is going on. Safe from any thread.
+  double progress() const;
   // Whether no save is in flight, after at most `timeout`. Throws nothing that a save had to say.
   bool idle(std::chrono::duration<double> timeout = {}) const;
   void wait();   // until nothing is in flight (what prepare began, too); throws the error of a save
@@ -178,13 +231,27 @@ class CheckpointManager {
   std::unique_ptr<Parts> parts_;
 };
 
+// For a forked worker whose libraries have put handlers of their own over that of save_on_signal
+// (PyTorch's do so for SIGTERM): it ignores those signals again, unless they come from its parent.
+void watch_signals_in_child();
+
 // The checkpoints in a run directory, newest first, without taking its lock (for tools; another
 // process may add and prune meanwhile). Files whose names are not of a checkpoint, and
 // symbolic links, are left out.
 struct ListedCheckpoint {
   Checkpoint checkpoint;
-  std::string problem;  // why it cannot be read, or ""
+  std::string problem;             // why it cannot be read, or ""
+  std::optional<std::string> pin;  // the reason, where it is pinned
 };
 std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& directory);
+
+// What a manager with these options would keep, without taking the lock.
+std::vector<PlannedCheckpoint> retention_plan(const std::filesystem::path& directory,
+                                              const ManagerOptions& options);
+
+// What history.jsonl in a run directory tells: one dict for each save, restore, skip, failure and
+// prune, oldest first, as docs/format.md says. Lines that are no JSON objects are passed over.
+// Empty where there is none. For people and their plots: nothing in perdure relies on it.
+std::vector<Value> read_history(const std::filesystem::path& directory);
 
 }  // namespace perdure

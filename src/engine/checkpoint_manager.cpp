@@ -15,6 +15,15 @@ void print_warning(const std::string& text) {
   std::fprintf(stderr, "perdure: warning: %s\n", text.c_str());
 }
 
+void print_note(const std::string& text) { std::fprintf(stderr, "perdure: %s\n", text.c_str()); }
+
+void check_every(const Every& every, const char* name) {
+  if (every.steps < 0 || !(every.time.count() >= 0))
+    throw Error(ErrorCode::invalid,
+                fmt::format("{} is every {} steps, {} s; neither may be negative (0: not by that)",
+                            name, every.steps, every.time.count()));
+}
+
 ManagerOptions checked(ManagerOptions options) {
   if (options.keep_last == 0)
     throw Error(ErrorCode::invalid, "keep_last is 0; at least the newest checkpoint is kept: 1");
@@ -25,12 +34,25 @@ ManagerOptions checked(ManagerOptions options) {
       throw Error(ErrorCode::invalid,
                   fmt::format("keep_best of '{}' has count 0; leave it out instead", best.metric));
   }
+  check_every(options.keep_every, "keep_every");
+  check_every(options.save_every, "save_every");
+  if (!(options.overhead >= 0 && options.overhead < 1))
+    throw Error(ErrorCode::invalid,
+                fmt::format("overhead is {}; it is the part of the training's time that saving may "
+                            "cost, such as 0.02, or 0 for none of that",
+                            options.overhead));
+  if (!(options.grace.count() >= 0))
+    throw Error(ErrorCode::invalid,
+                fmt::format("grace is {} s; it is the time between the signal and the end of the "
+                            "process",
+                            options.grace.count()));
   if (options.staging_bytes != 0 && options.staging_bytes < engine::Arena::kMinBytes)
     throw Error(ErrorCode::invalid,
                 fmt::format("staging_bytes is {}; at least {} are needed, or 0 for as many as the "
                             "state takes",
                             options.staging_bytes, engine::Arena::kMinBytes));
   if (!options.warning) options.warning = print_warning;
+  if (!options.note) options.note = print_note;
   return options;
 }
 
@@ -42,12 +64,17 @@ CheckpointManager::Parts::Parts(std::shared_ptr<storage::Storage> where, Manager
       directory(storage->describe("")),
       owner(io::real_system().process_id()),
       arena(options.staging_bytes, options.allocate_staging),
+      schedule(options.save_every, options.overhead, engine::SaveSchedule::Clock::now()),
+      history(storage, options.warning),
       run(storage) {
+  if (!options.save_on_signal.empty()) signals.emplace(options.save_on_signal);
   storage->lock();
   try {
     for (const std::string& name : storage->collect_debris())
       run.use_generation(engine::generation_in(name));
     run.scan();
+    if (const auto found = run.find(); !found.empty())
+      schedule.goes_on_from(found.front().number.step, engine::SaveSchedule::Clock::now());
   } catch (...) {
     storage->unlock();
     throw;
@@ -150,6 +177,14 @@ std::optional<std::int64_t> CheckpointManager::best_step(const std::string& metr
 
 const std::filesystem::path& CheckpointManager::directory() const { return parts_->directory; }
 
+double CheckpointManager::progress() const {
+  if (const std::uint64_t bytes = parts_->restore_bytes)
+    return std::min(1.0, static_cast<double>(parts_->restore_read) / static_cast<double>(bytes));
+  const std::lock_guard guard(parts_->mutex);
+  if (!parts_->in_flight || parts_->writer.idle()) return 1;
+  return SaveHandle(parts_->in_flight).progress();
+}
+
 bool CheckpointManager::idle(std::chrono::duration<double> timeout) const {
   parts_->require_usable();
   return parts_->writer.wait_idle(timeout);
@@ -168,6 +203,7 @@ void CheckpointManager::close() {
   parts_->require_usable();
   parts_->wait_idle();
   parts_->closed = true;
+  parts_->signals.reset();
   parts_->storage->unlock();
   parts_->throw_unseen();
 }
@@ -176,8 +212,12 @@ std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& dire
   const std::shared_ptr<storage::Storage> storage =
       storage::LocalStorage::open_folder(io::real_system(), directory);
   std::vector<ListedCheckpoint> listed;
-  for (const engine::FoundCheckpoint& found : engine::RunDirectory(storage).find()) {
-    ListedCheckpoint item{{storage->describe(found.name), found.size, {}}, ""};
+  const engine::RunDirectory run(storage);
+  const auto pins = run.pins();
+  for (const engine::FoundCheckpoint& found : run.find()) {
+    ListedCheckpoint item{{storage->describe(found.name), found.size, {}}, "", std::nullopt};
+    if (const auto pin = pins.find(found.number.generation); pin != pins.end())
+      item.pin = pin->second;
     item.checkpoint.info.step = found.number.step;
     item.checkpoint.info.generation = found.number.generation;
     try {

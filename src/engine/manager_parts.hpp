@@ -1,14 +1,19 @@
-// The inside of a CheckpointManager. Its calls stand in three files: checkpoint_manager.cpp
-// (opening, closing, looking), manager_save.cpp and manager_restore.cpp.
+// The inside of a CheckpointManager. Its calls stand in five files: checkpoint_manager.cpp
+// (opening, closing, looking), manager_save.cpp, manager_restore.cpp, manager_when.cpp (when to
+// save) and manager_keep.cpp (what is kept).
 #pragma once
 
+#include <atomic>
 #include <perdure/checkpoint_manager.hpp>
 
+#include "engine/history.hpp"
 #include "engine/retention.hpp"
 #include "engine/run_directory.hpp"
 #include "engine/save_handle.hpp"
 #include "engine/save_job.hpp"
+#include "engine/save_schedule.hpp"
 #include "engine/worker.hpp"
+#include "io/signals.hpp"
 #include "io/system.hpp"
 #include "storage/storage.hpp"
 
@@ -25,18 +30,30 @@ struct CheckpointManager::Parts {
   // manager_save.cpp
   // Before anything of a save is done: waits for the one in flight, or says that this one is to be
   // skipped; throws what an earlier one left to throw.
-  bool make_way();
+  bool make_way(std::int64_t step);
   SaveHandle save(Value state, CheckpointInfo info, engine::StepWatch watch,
                   engine::SaveJob::Clock::time_point begin);
   void write(const std::shared_ptr<engine::SaveJob>& job);  // in the writing thread
   void failed_to_save(const std::shared_ptr<SaveHandle::State>& state,
                       const std::exception_ptr& error, const std::string& what);
-  void prune();
+  void prune_quietly();
   void fence();
+
+  // manager_when.cpp
+  std::optional<io::SignalWatch::Caught> preempted() const;
+  // Whether a save that begins now ends before the process is killed; true where that cannot be
+  // told, and where nothing is lost by trying.
+  bool has_time_to_save() const;
+
+  // manager_keep.cpp
+  std::vector<PlannedCheckpoint> plan();
+  std::vector<PlannedCheckpoint> prune();
+  engine::FoundCheckpoint find_step(std::int64_t step) const;  // its newest; Error(not_found)
 
   // manager_restore.cpp
   std::optional<Checkpoint> restore_newest(const Take& take);
   CheckpointFile open(std::shared_ptr<const Source> source);
+  void take(const Take& take, const CheckpointFile& file);
   Checkpoint restore_step(std::int64_t step, const Take& take);
   Checkpoint restore_path(const std::filesystem::path& path, const Take& take);
   Checkpoint restored(Checkpoint checkpoint);
@@ -49,6 +66,13 @@ struct CheckpointManager::Parts {
   format::LayoutCache layouts;
   engine::Arena arena;
   std::shared_ptr<engine::SaveJob> job;  // the last one: of the thread that trains
+  engine::SaveSchedule schedule;
+  std::optional<io::SignalWatch> signals;
+  std::shared_ptr<SaveHandle::State> preemption_save;  // the last one that was begun for it
+  engine::History history;
+  // Of the restore that is going on, what is read of what there is; 0 of 0: none.
+  std::atomic<std::uint64_t> restore_read = 0;
+  std::atomic<std::uint64_t> restore_bytes = 0;
 
   // What both threads use. Nothing is called back while it is held.
   mutable std::mutex mutex;
@@ -56,6 +80,8 @@ struct CheckpointManager::Parts {
   std::uint64_t parent = 0;  // what the next save goes on from: restored, or saved by this manager
   std::uint64_t restored_from = 0;  // never pruned while this manager lives
   int failures_in_row = 0;
+  std::optional<SaveStats> last_stats;                     // of the last save that went well
+  std::shared_ptr<SaveHandle::State> in_flight;            // or the last one
   std::vector<std::shared_ptr<SaveHandle::State>> failed;  // those whose error may be unseen
 
   engine::Worker writer;  // last: its job uses all of the above

@@ -18,6 +18,34 @@ CheckpointManager::Take take_into(TrainingState& state, bool strict) {
   return [&state, strict](const CheckpointFile& file) { state.restore(file, strict); };
 }
 
+// Counts what is read of another one.
+class MeteredSource final : public Source {
+ public:
+  MeteredSource(std::shared_ptr<const Source> inner, std::atomic<std::uint64_t>& count)
+      : inner_(std::move(inner)), count_(count) {}
+  std::uint64_t size() const override { return inner_->size(); }
+  const std::string& name() const override { return inner_->name(); }
+  void read(std::uint64_t offset, MutableBytes into) const override {
+    inner_->read(offset, into);
+    count_ += into.size();
+  }
+  ConstBytes read_bulk(std::uint64_t offset, MutableBytes into,
+                       MutableBytes scratch) const override {
+    const ConstBytes bytes = inner_->read_bulk(offset, into, scratch);
+    count_ += bytes.size();
+    return bytes;
+  }
+  bool is_cached() const override { return inner_->is_cached(); }
+  std::shared_ptr<std::byte> map() const override { return inner_->map(); }
+  void will_read(std::uint64_t offset, std::uint64_t size) const override {
+    inner_->will_read(offset, size);
+  }
+
+ private:
+  std::shared_ptr<const Source> inner_;
+  std::atomic<std::uint64_t>& count_;
+};
+
 }  // namespace
 
 std::optional<Checkpoint> CheckpointManager::restore(TrainingState& state,
@@ -31,9 +59,20 @@ std::optional<Checkpoint> CheckpointManager::restore(const RestoreOptions& optio
   parts_->wait_idle();
   if (options.step && !options.path.empty())
     throw Error(ErrorCode::invalid, "restore takes a step or a path, not both");
-  if (!options.path.empty()) return parts_->restore_path(options.path, take);
-  if (options.step) return parts_->restore_step(*options.step, take);
-  return parts_->restore_newest(take);
+  const auto begin = std::chrono::steady_clock::now();
+  std::optional<Checkpoint> restored;
+  if (!options.path.empty())
+    restored = parts_->restore_path(options.path, take);
+  else if (options.step)
+    restored = parts_->restore_step(*options.step, take);
+  else
+    restored = parts_->restore_newest(take);
+  if (restored) {
+    const auto end = std::chrono::steady_clock::now();
+    parts_->schedule.goes_on_from(restored->step(), end);
+    parts_->history.restored(*restored, std::chrono::duration<double>(end - begin).count());
+  }
+  return restored;
 }
 
 std::optional<Checkpoint> CheckpointManager::Parts::restore_newest(const Take& take) {
@@ -41,13 +80,14 @@ std::optional<Checkpoint> CheckpointManager::Parts::restore_newest(const Take& t
     std::string damage;
     try {
       const CheckpointFile file = open(storage->open(found.name));
-      take(file);
+      this->take(take, file);
       return restored(engine::describe(*storage, found, file));
     } catch (const Error& error) {
       if (error.code() != ErrorCode::corrupt) throw;
       damage = error.what();
     }
     const std::string aside = run.set_aside(found);
+    history.set_aside(aside, damage);
     options.warning(fmt::format(
         "the checkpoint '{}' is damaged and was set aside as '{}'; the one before it is tried. "
         "The damage: {}",
@@ -64,33 +104,33 @@ std::optional<Checkpoint> CheckpointManager::Parts::restore_newest(const Take& t
 
 // Nothing is in flight, so what is read may go through the memory of the saves.
 CheckpointFile CheckpointManager::Parts::open(std::shared_ptr<const Source> source) {
-  CheckpointFile file = CheckpointFile::open(std::move(source));
+  CheckpointFile file =
+      CheckpointFile::open(std::make_shared<MeteredSource>(std::move(source), restore_read));
   file.read_through([this](std::uint64_t size) { return arena.lend(size); });
   return file;
 }
 
-Checkpoint CheckpointManager::Parts::restore_step(std::int64_t step, const Take& take) {
-  const auto all = run.find_all();
-  const auto found = std::find_if(all.begin(), all.end(),
-                                  [&](const auto& item) { return item.number.step == step; });
-  if (found == all.end()) {
-    std::set<std::int64_t> steps;
-    for (const auto& item : all) steps.insert(item.number.step);
-    throw Error(
-        ErrorCode::not_found,
-        fmt::format("there is no checkpoint of step {} in '{}'; {}", step, directory.string(),
-                    steps.empty() ? "there is none at all"
-                                  : fmt::format("there are {}", fmt::join(steps, ", "))));
-  }
-  const CheckpointFile file = open(storage->open(found->name));
+void CheckpointManager::Parts::take(const Take& take, const CheckpointFile& file) {
+  struct Meter {
+    std::atomic<std::uint64_t>& total;
+    ~Meter() { total = 0; }
+  } meter{restore_bytes};
+  restore_read = 0;
+  restore_bytes = file.size();
   take(file);
-  return restored(engine::describe(*storage, *found, file));
+}
+
+Checkpoint CheckpointManager::Parts::restore_step(std::int64_t step, const Take& take) {
+  const engine::FoundCheckpoint found = find_step(step);
+  const CheckpointFile file = open(storage->open(found.name));
+  this->take(take, file);
+  return restored(engine::describe(*storage, found, file));
 }
 
 Checkpoint CheckpointManager::Parts::restore_path(const std::filesystem::path& path,
                                                   const Take& take) {
   const CheckpointFile file = open(open_source(path));
-  take(file);
+  this->take(take, file);
   return restored({path, file.size(), file.info().value_or(CheckpointInfo{})});
 }
 

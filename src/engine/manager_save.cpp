@@ -52,7 +52,7 @@ CheckpointInfo info_of(const TrainingState& state, const Metrics& metrics) {
 SaveHandle CheckpointManager::save(const TrainingState& state, const Metrics& metrics) {
   const auto begin = engine::SaveJob::Clock::now();
   parts_->require_usable();
-  if (!parts_->make_way()) return skipped();
+  if (!parts_->make_way(state.step)) return skipped();
   Value tree(state.state_dict());
   engine::StepWatch watch;
   if (parts_->options.capture == Capture::overlapped) watch = engine::StepWatch(state, tree);
@@ -62,7 +62,7 @@ SaveHandle CheckpointManager::save(const TrainingState& state, const Metrics& me
 SaveHandle CheckpointManager::save(const Value& state, CheckpointInfo info) {
   const auto begin = engine::SaveJob::Clock::now();
   parts_->require_usable();
-  if (!parts_->make_way()) return skipped();
+  if (!parts_->make_way(info.step)) return skipped();
   return parts_->save(state, std::move(info), {}, begin);
 }
 
@@ -79,9 +79,22 @@ void CheckpointManager::fence() {
   parts_->fence();
 }
 
-bool CheckpointManager::Parts::make_way() {
+// Before the end of the process, what is in flight is worth more than what would be thrown away
+// half written, and is worth waiting for where there is time for both.
+bool CheckpointManager::Parts::make_way(std::int64_t step) {
   if (!writer.idle()) {
-    if (options.when_busy == WhenBusy::skip) return false;
+    if (!preempted() && options.when_busy == WhenBusy::skip) {
+      history.skipped(step, "another save was in flight");
+      return false;
+    }
+    if (!has_time_to_save()) {
+      history.skipped(step, "the process ends before a new save could be written");
+      options.note(
+          fmt::format("step {} is not saved: the process ends before that could be written; the "
+                      "save in flight is finished instead",
+                      step));
+      return false;
+    }
     wait_idle();
   }
   job.reset();
@@ -99,14 +112,22 @@ SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engi
                 fmt::format("the step is {}; steps are not negative", info.step));
   info.generation = run.next_generation();
   info.parent = parent;
+  const bool is_last_chance = preempted().has_value();
+  if (is_last_chance && info.reason == CheckpointInfo().reason) info.reason = "preemption";
   engine::sign(info);
   format::Encoder encoder(state, info, &layouts);
   arena.reserve(encoder.file_size());
   run.use_generation(info.generation);  // a failed commit may leave a file with it
   job = std::make_shared<engine::SaveJob>(std::move(state), std::move(info), std::move(encoder),
                                           arena, options.capture, std::move(watch), begin);
+  if (is_last_chance) preemption_save = job->handle();
+  {
+    const std::lock_guard guard(mutex);
+    in_flight = job->handle();
+  }
   writer.start([this, job = job] { write(job); });
   job->capture(copy_threads());
+  schedule.saved(job->info().step, begin, engine::SaveSchedule::Clock::now());
   return SaveHandle(job->handle());
 }
 
@@ -120,6 +141,7 @@ void CheckpointManager::Parts::write(const std::shared_ptr<engine::SaveJob>& don
     done->write(*storage, name);
   } catch (...) {
     const std::exception_ptr error = std::current_exception();
+    history.failed(info, text_of(error));
     failed_to_save(handle, error, storage->describe(name));
     handle->fail(error);
     return;
@@ -130,9 +152,11 @@ void CheckpointManager::Parts::write(const std::shared_ptr<engine::SaveJob>& don
     failures_in_row = 0;
     parent = info.generation;
     run.add(saved, name);
+    last_stats = SaveHandle(handle).stats();
   }
   handle->succeed(saved);
-  prune();
+  history.saved(saved, *last_stats);
+  prune_quietly();
 }
 
 // The next call throws it, or it is told now and kept for wait() and close().
@@ -154,15 +178,10 @@ void CheckpointManager::Parts::failed_to_save(const std::shared_ptr<SaveHandle::
 
 // The new checkpoint is durable: what goes wrong here costs space and no more, and must not look
 // like a failed save.
-void CheckpointManager::Parts::prune() {
+void CheckpointManager::Parts::prune_quietly() {
   std::string problem;
   try {
-    const std::lock_guard guard(mutex);
-    // Of a process that was killed, the kernel may hold what it had in flight, and so the lock of
-    // its temporary file, a moment longer than the process: it is found here if not at the start.
-    storage->collect_debris();
-    run.prune(
-        engine::prunable(run.readable(), options.keep_last, options.keep_best, {restored_from}));
+    prune();
     return;
   } catch (const std::exception& error) {
     problem = error.what();

@@ -7,6 +7,9 @@
 namespace perdure::engine {
 namespace {
 
+constexpr std::string_view kPinned = ".pin";
+constexpr std::uint64_t kMaxReason = 1000;
+
 std::uint64_t highest_in(const CheckpointInfo& info) {
   std::uint64_t highest = 0;
   for (const std::uint64_t generation : {info.generation, info.parent})
@@ -54,6 +57,40 @@ std::vector<std::string> RunDirectory::set_aside_names() const {
     if (parse_damaged_name(entry.name)) names.push_back(storage_->describe(entry.name));
   std::sort(names.begin(), names.end());
   return names;
+}
+
+std::map<std::uint64_t, std::string> RunDirectory::pins() const {
+  std::map<std::uint64_t, std::string> pins;
+  for (const auto& entry : storage_->list()) {
+    if (!entry.name.ends_with(kPinned)) continue;
+    const auto number = parse_checkpoint_name(
+        std::string_view(entry.name).substr(0, entry.name.size() - kPinned.size()));
+    if (!number) continue;
+    std::string reason(std::min(entry.size, kMaxReason), '\0');
+    try {
+      storage_->open(entry.name)->read(0, std::as_writable_bytes(std::span(reason)));
+    } catch (const Error&) {
+      reason.clear();  // that it is there is what counts
+    }
+    while (reason.ends_with('\n')) reason.pop_back();
+    pins[number->generation] = std::move(reason);
+  }
+  return pins;
+}
+
+void RunDirectory::pin(const FoundCheckpoint& found, const std::string& reason) {
+  if (reason.size() > kMaxReason || reason.find('\n') != std::string::npos)
+    throw Error(ErrorCode::invalid,
+                fmt::format("the reason of a pin is one line of at most {} bytes", kMaxReason));
+  const std::string text = reason + "\n";
+  const auto file =
+      storage_->create(found.name + std::string(kPinned), text.size(), storage::IfExists::replace);
+  file->append(std::as_bytes(std::span(text)));
+  file->commit();
+}
+
+void RunDirectory::unpin(const FoundCheckpoint& found) {
+  storage_->remove({found.name + std::string(kPinned)});
 }
 
 // Only the structure and the record are read here, not the tensors: allow_opaque, because what

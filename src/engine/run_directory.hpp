@@ -40,6 +40,11 @@ class RunDirectory {
   std::vector<FoundCheckpoint> find() const;  // without those that are known to be damaged
   // The full names of those that were set aside, by anyone, ever.
   std::vector<std::string> set_aside_names() const;
+  // The reasons, by generation, of those that are pinned: beside each there is "<its name>.pin". A
+  // reason that cannot be read is "".
+  std::map<std::uint64_t, std::string> pins() const;
+  void pin(const FoundCheckpoint& found, const std::string& reason);
+  void unpin(const FoundCheckpoint& found);
   // find(), with their records. What turns out damaged, or is gone meanwhile, is left out; other
   // errors are thrown.
   std::vector<Checkpoint> checkpoints();

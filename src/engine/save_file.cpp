@@ -25,9 +25,12 @@ void write_file(storage::Storage& storage, const std::string& name, const format
   replacement->commit();
 }
 
+double now_since_1970() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
 void sign(CheckpointInfo& info) {
-  const std::chrono::duration<double> now = std::chrono::system_clock::now().time_since_epoch();
-  info.created = now.count();
+  info.created = now_since_1970();
   info.writer = "perdure " PERDURE_VERSION;
 }
 

@@ -15,6 +15,7 @@ namespace perdure::engine {
 void write_file(storage::Storage& storage, const std::string& name, const format::Encoder& encoder,
                 storage::IfExists if_exists);
 
+double now_since_1970();  // seconds, UTC, by this machine's clock
 // Fills in what every writer says of itself: writer, created.
 void sign(CheckpointInfo& info);
 

@@ -28,6 +28,10 @@ struct SaveHandle::State {
   void succeed(Checkpoint saved);
   void fail(std::exception_ptr failure);
   void skip();
+  bool has_failed() const {  // and does not count as seen for that
+    const std::lock_guard guard(mutex);
+    return error != nullptr;
+  }
   void rethrow_if_failed();          // once done; the error counts as seen
   std::exception_ptr take_unseen();  // null where there is none; it counts as seen
 };

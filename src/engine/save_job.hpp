@@ -20,6 +20,7 @@ class SaveJob {
 
   const CheckpointInfo& info() const noexcept { return info_; }
   std::uint64_t file_size() const { return encoder_.file_size(); }
+  double seconds() const;  // since save() was called
   const std::shared_ptr<SaveHandle::State>& handle() const noexcept { return handle_; }
 
   // --- The thread that trains ---
@@ -36,7 +37,6 @@ class SaveJob {
   void write(storage::Storage& storage, const std::string& name);
 
  private:
-  double seconds() const;  // since save() was called
   void let_go();
   void settle_watch();
   std::string tensor_name(std::size_t record) const;

@@ -166,6 +166,26 @@ std::unique_ptr<Replacement> LocalStorage::create(std::string_view name, std::ui
   return std::make_unique<LocalReplacement>(directory_, checked(name), size, if_exists);
 }
 
+// One write at the end: Linux appends what is written to an O_APPEND file whatever the offset says
+// (pwrite(2), "Bugs"), so that lines of two processes do not overwrite each other.
+void LocalStorage::append_line(std::string_view name, std::string_view line) {
+  io::System& system = directory_->system();
+  const int fd = directory_->try_open(checked(name), O_RDWR | O_APPEND | O_CREAT, 0666);
+  if (fd < 0) io::throw_error(-fd, "append to", describe(name));
+  io::File file(system, io::UniqueFd(system, fd), describe(name));
+  auto end = static_cast<std::uint64_t>(file.status().st_size);
+  std::byte last{'\n'};
+  if (end > 0) file.read(end - 1, {&last, 1});
+  const std::string whole = fmt::format("{}{}\n", last == std::byte{'\n'} ? "" : "\n", line);
+  for (ConstBytes left = std::as_bytes(std::span(whole)); !left.empty();) {
+    const auto count = io::retry_interrupted([&] { return system.pwrite(file.fd(), left, end); });
+    if (count <= 0) io::throw_error(static_cast<int>(-count), "append to", describe(name));
+    left = left.subspan(static_cast<std::size_t>(count));
+    end += static_cast<std::uint64_t>(count);
+  }
+  file.close();
+}
+
 void LocalStorage::rename(std::string_view from, std::string_view to) {
   try {
     directory_->rename(checked(from), *directory_, checked(to));

@@ -26,6 +26,7 @@ class LocalStorage final : public Storage {
   std::shared_ptr<const Source> open(std::string_view name) const override;
   std::unique_ptr<Replacement> create(std::string_view name, std::uint64_t size,
                                       IfExists if_exists) override;
+  void append_line(std::string_view name, std::string_view line) override;
   void rename(std::string_view from, std::string_view to) override;
   void remove(const std::vector<std::string>& names) override;
   void lock() override;

@@ -109,6 +109,18 @@ std::unique_ptr<Replacement> MemoryStorage::create(std::string_view name, std::u
                                              if_exists);
 }
 
+void MemoryStorage::append_line(std::string_view name, std::string_view line) {
+  check_name(name);
+  const std::lock_guard guard(store_->mutex);
+  Store::Content& content = store_->files[std::string(name)];
+  auto grown = content ? *content : std::vector<std::byte>();
+  const std::string whole =
+      fmt::format("{}{}\n", grown.empty() || grown.back() == std::byte{'\n'} ? "" : "\n", line);
+  const ConstBytes bytes = std::as_bytes(std::span(whole));
+  grown.insert(grown.end(), bytes.begin(), bytes.end());
+  content = std::make_shared<const std::vector<std::byte>>(std::move(grown));
+}
+
 void MemoryStorage::rename(std::string_view from, std::string_view to) {
   check_name(from);
   check_name(to);

@@ -51,6 +51,9 @@ class Storage {
   // is taken by then.
   virtual std::unique_ptr<Replacement> create(std::string_view name, std::uint64_t size,
                                               IfExists if_exists) = 0;
+  // Adds a line to the end of a file, which is made where it is not there. What a crash leaves of
+  // it is not promised; a line that was torn stays one of its own.
+  virtual void append_line(std::string_view name, std::string_view line) = 0;
   // Durable when it returns. Never over another: Error(invalid).
   virtual void rename(std::string_view from, std::string_view to) = 0;
   // Hidden atomically and durably first, then freed. Names that are not there are passed over.

@@ -50,6 +50,7 @@ class GatedStorage final : public storage::Storage {
     if (const auto failure = std::exchange(failure_, std::nullopt)) throw *failure;
     return std::make_unique<Gated>(inner_.create(name, size, if_exists), before_commit);
   }
+  void append_line(std::string_view, std::string_view) override {}  // list() is of checkpoints
   void rename(std::string_view from, std::string_view to) override { inner_.rename(from, to); }
   void remove(const std::vector<std::string>& names) override { inner_.remove(names); }
   void lock() override { inner_.lock(); }

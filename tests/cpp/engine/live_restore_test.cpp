@@ -367,7 +367,8 @@ TEST_F(DamagedLiveRestoreTest, AnErrorOfTheDiskLeavesItBrokenUntilItIsRestored) 
     int before = system.count(Call::pread);
     manager.restore(state);
     const int reads = system.count(Call::pread) - before;
-    system.fail(Call::pread, reads, EIO);  // the last one, which is of a tensor
+    // The last one is of the history; the one before, of a tensor.
+    system.fail(Call::pread, reads - 1, EIO);
     EXPECT_ERROR(io, "", manager.restore(state));
     ASSERT_TRUE(system.fired());
     EXPECT_TRUE(state.broken());

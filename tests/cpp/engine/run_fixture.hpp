@@ -51,6 +51,7 @@ class RunFixture : public testing::Test {
  protected:
   CheckpointManager open(ManagerOptions options = {}) {
     options.warning = [this](const std::string& text) { warnings.push_back(text); };
+    options.note = [this](const std::string& text) { notes.push_back(text); };
     return CheckpointManager(path, std::move(options));
   }
   // A save that is over when it returns, pruning included, and whose error nobody has seen.
@@ -76,7 +77,7 @@ class RunFixture : public testing::Test {
   std::vector<std::string> checkpoint_names() const {
     std::vector<std::string> names;
     for (const std::string& name : TemporaryDirectory::names_in(path))
-      if (!name.starts_with('.')) names.push_back(name);
+      if (!name.starts_with('.') && name != "history.jsonl") names.push_back(name);
     return names;
   }
   // Changes one byte in the tensor of a checkpoint of that step.
@@ -90,6 +91,7 @@ class RunFixture : public testing::Test {
   TemporaryDirectory directory;
   std::filesystem::path path = directory / "runs/gpt";
   std::vector<std::string> warnings;
+  std::vector<std::string> notes;
 };
 
 }  // namespace perdure::test

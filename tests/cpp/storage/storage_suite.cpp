@@ -38,6 +38,19 @@ TEST_P(StorageSuite, ReplacesAsAWhole) {
   EXPECT_EQ(get(*storage, "a.pt"), "new");
 }
 
+TEST_P(StorageSuite, AppendsLines) {
+  storage->append_line("log", "one");
+  open_again()->append_line("log", "two");
+  storage->append_line("log", "");
+  EXPECT_EQ(get(*storage, "log"), "one\ntwo\n\n");
+}
+
+TEST_P(StorageSuite, ATornLineStaysOneOfItsOwn) {
+  put(*storage, "log", "one\nto");
+  storage->append_line("log", "three");
+  EXPECT_EQ(get(*storage, "log"), "one\nto\nthree\n");
+}
+
 TEST_P(StorageSuite, AReaderKeepsWhatItOpened) {
   put(*storage, "a.pt", "old content");
   const auto source = storage->open("a.pt");

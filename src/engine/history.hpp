@@ -1,0 +1,48 @@
+// history.jsonl: what happened in a run directory, one JSON object a line (docs/format.md).
+//
+// Written for people. Nothing relies on it: it is not synced, and what cannot be written is told
+// once and left out.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <perdure/checkpoint_manager.hpp>
+#include <string>
+#include <vector>
+
+#include "storage/storage.hpp"
+
+namespace perdure::engine {
+
+inline constexpr const char* kHistoryName = "history.jsonl";
+
+// Safe to use from any thread. Nothing here throws.
+class History {
+ public:
+  History(std::shared_ptr<storage::Storage> storage,
+          std::function<void(const std::string&)> warning);
+
+  void saved(const Checkpoint& checkpoint, const SaveStats& stats) noexcept;
+  void failed(const CheckpointInfo& info, const std::string& error) noexcept;
+  void skipped(std::int64_t step, const std::string& why) noexcept;
+  void restored(const Checkpoint& checkpoint, double seconds) noexcept;
+  void set_aside(const std::string& name, const std::string& damage) noexcept;
+  void pruned(const std::vector<PlannedCheckpoint>& plan) noexcept;
+  void pinned(std::int64_t step, std::uint64_t generation, const std::string& reason) noexcept;
+  void unpinned(std::int64_t step, std::uint64_t generation) noexcept;
+  void interval_picked(std::chrono::duration<double> interval,
+                       std::chrono::duration<double> cost) noexcept;
+
+ private:
+  template <class Fill>
+  void add(const char* event, Fill&& fill) noexcept;
+  void append(const std::string& line);
+
+  std::shared_ptr<storage::Storage> storage_;
+  std::function<void(const std::string&)> warning_;
+  std::mutex mutex_;
+  bool told_ = false;
+};
+
+}  // namespace perdure::engine
