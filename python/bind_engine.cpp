@@ -162,6 +162,9 @@ void bind_checkpoint(nb::module_& m) {
   nb::class_<ListedCheckpoint>(m, "ListedCheckpoint")
       .def_ro("checkpoint", &ListedCheckpoint::checkpoint)
       .def_ro("problem", &ListedCheckpoint::problem);
+  nb::class_<PlannedCheckpoint>(m, "PlannedCheckpoint")
+      .def_ro("checkpoint", &PlannedCheckpoint::checkpoint)
+      .def_ro("reasons", &PlannedCheckpoint::reasons);
   m.def("list_checkpoints", &list_checkpoints, nb::arg("directory"), Released());
 }
 
@@ -201,20 +204,51 @@ AllocateStaging staging_from(nb::callable allocate) {
   };
 }
 
+// What Python's constructor takes, by the names that it has there.
+ManagerOptions options_from(const nb::dict& given) {
+  ManagerOptions options;
+  const auto take = [&]<class T>(const char* name, T& slot) { slot = nb::cast<T>(given[name]); };
+  const auto seconds = [&](const char* name, std::chrono::duration<double>& slot) {
+    slot = std::chrono::duration<double>(nb::cast<double>(given[name]));
+  };
+  take("keep_last", options.keep_last);
+  take("keep_best", options.keep_best);
+  take("keep_every_steps", options.keep_every.steps);
+  seconds("keep_every_seconds", options.keep_every.time);
+  take("save_every_steps", options.save_every.steps);
+  seconds("save_every_seconds", options.save_every.time);
+  take("overhead", options.overhead);
+  take("save_on_signal", options.save_on_signal);
+  seconds("grace", options.grace);
+  take("on_error", options.on_error);
+  take("when_busy", options.when_busy);
+  take("capture", options.capture);
+  take("staging_bytes", options.staging_bytes);
+  options.allocate_staging = staging_from(nb::cast<nb::callable>(given["allocate_staging"]));
+  take("warning", options.warning);
+  take("note", options.note);
+  return options;
+}
+
 void open_manager(CheckpointManager* place, const std::filesystem::path& directory,
-                  std::size_t keep_last, std::vector<Best> keep_best, OnError on_error,
-                  WhenBusy when_busy, Capture capture, std::uint64_t staging_bytes,
-                  nb::callable allocate_staging, std::function<void(const std::string&)> warning) {
-  ManagerOptions options{.keep_last = keep_last,
-                         .keep_best = std::move(keep_best),
-                         .on_error = on_error,
-                         .when_busy = when_busy,
-                         .capture = capture,
-                         .staging_bytes = staging_bytes,
-                         .allocate_staging = staging_from(std::move(allocate_staging)),
-                         .warning = std::move(warning)};
+                  const nb::dict& given) {
+  ManagerOptions options = options_from(given);
   nb::gil_scoped_release release;
   new (place) CheckpointManager(directory, std::move(options));
+}
+
+std::vector<PlannedCheckpoint> plan_for(const std::filesystem::path& directory,
+                                        std::size_t keep_last, std::vector<Best> keep_best,
+                                        std::int64_t every_steps, double every_seconds) {
+  return retention_plan(
+      directory, {.keep_last = keep_last,
+                  .keep_best = std::move(keep_best),
+                  .keep_every = {every_steps, std::chrono::duration<double>(every_seconds)}});
+}
+
+std::optional<double> interval_of(const CheckpointManager& manager) {
+  const auto interval = manager.interval();
+  return interval ? std::optional(interval->count()) : std::nullopt;
 }
 
 // A damaged file that Python's `take` came upon must reach the core as damage, or it would not fall
@@ -242,9 +276,7 @@ void bind_engine(nb::module_& m) {
   bind_checkpoint(m);
   bind_handle(m);
   nb::class_<CheckpointManager>(m, "CheckpointManager")
-      .def("__init__", &open_manager, nb::arg("directory"), nb::arg("keep_last"),
-           nb::arg("keep_best"), nb::arg("on_error"), nb::arg("when_busy"), nb::arg("capture"),
-           nb::arg("staging_bytes"), nb::arg("allocate_staging"), nb::arg("warning"))
+      .def("__init__", &open_manager, nb::arg("directory"), nb::arg("options"))
       .def("restore", &restore, nb::arg("step").none(), nb::arg("path").none(), nb::arg("strict"),
            nb::arg("take"))
       .def("save",
@@ -252,6 +284,14 @@ void bind_engine(nb::module_& m) {
            nb::arg("state"), nb::arg("metrics"), Released())
       .def("prepare", &CheckpointManager::prepare, nb::arg("state"), Released())
       .def("fence", &CheckpointManager::fence, Released())
+      .def("should_save", &CheckpointManager::should_save, nb::arg("step"), Released())
+      .def_prop_ro("preempted", &CheckpointManager::preempted)
+      .def_prop_ro("interval", &interval_of)
+      .def("progress", &CheckpointManager::progress)
+      .def("pin", &CheckpointManager::pin, nb::arg("step"), nb::arg("reason"), Released())
+      .def("unpin", &CheckpointManager::unpin, nb::arg("step"), Released())
+      .def("retention_plan", &CheckpointManager::retention_plan, Released())
+      .def("prune", &CheckpointManager::prune, Released())
       .def(
           "idle",
           [](const CheckpointManager& manager, double seconds) {
@@ -265,6 +305,12 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("directory", &CheckpointManager::directory)
       .def("wait", &CheckpointManager::wait, Released())
       .def("close", &CheckpointManager::close, Released());
+  m.def("retention_plan", &plan_for, nb::arg("directory"), nb::arg("keep_last"),
+        nb::arg("keep_best"), nb::arg("every_steps"), nb::arg("every_seconds"), Released());
+  m.def("read_history", &read_history, nb::arg("directory"), Released());
+  m.def("watch_signals_in_child", &watch_signals_in_child,
+        "In a forked worker: handles the signals of the parent's managers as it did before the "
+        "worker's libraries put handlers of their own over that.");
 }
 
 }  // namespace perdure::python

@@ -41,8 +41,10 @@ from .errors import (
     UnsupportedError,
 )
 from .files import Finding, VerifyReport, load, save, verify
+from .handles import Checkpoint, PlannedCheckpoint, SaveHandle, SaveStats
 from .loader import ResumableLoader
-from .manager import Best, Checkpoint, CheckpointManager, SaveHandle, SaveStats, list_checkpoints
+from .manager import CheckpointManager, list_checkpoints, read_history, retention_plan
+from .policies import Best, Every
 from .state import TrainingState
 
 __all__ = [
@@ -52,12 +54,14 @@ __all__ = [
     "CheckpointManager",
     "CorruptionError",
     "Error",
+    "Every",
     "Finding",
     "FullError",
     "InvalidError",
     "IoError",
     "LockedError",
     "NotFoundError",
+    "PlannedCheckpoint",
     "ResumableLoader",
     "SaveHandle",
     "SaveStats",
@@ -67,6 +71,8 @@ __all__ = [
     "__version__",
     "list_checkpoints",
     "load",
+    "read_history",
+    "retention_plan",
     "save",
     "verify",
 ]

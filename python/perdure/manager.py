@@ -1,11 +1,10 @@
 """CheckpointManager: the checkpoints of one training run, in one directory."""
 
 import atexit
-import dataclasses
 import logging
 import os
 import pathlib
-import time
+import signal
 import weakref
 
 import torch
@@ -13,10 +12,13 @@ import torch
 from . import _core
 from .devices import pinned
 from .errors import InvalidError, InvalidTypeError
+from .handles import Checkpoint, PlannedCheckpoint, SaveHandle, checkpoint_of, plan_of
+from .policies import Best, as_every, as_list, core_best
+from .progress import shown
 from .state import TrainingState
+from .values import decode
 
 _logger = logging.getLogger("perdure")
-_MODES = {"min": _core.Mode.min, "max": _core.Mode.max}
 _ON_ERROR = {"warn": _core.OnError.warn, "raise": _core.OnError.raise_error}
 _WHEN_BUSY = {"wait": _core.WhenBusy.wait, "skip": _core.WhenBusy.skip}
 _CAPTURE = {
@@ -25,107 +27,6 @@ _CAPTURE = {
     "checked": _core.Capture.checked,
 }
 _POLL = 0.2  # seconds between looks for Ctrl-C while waiting
-
-
-@dataclasses.dataclass(frozen=True)
-class Best:
-    """Keep the `count` checkpoints with the lowest ("min") or highest ("max") value of a metric.
-
-    NaN never is best; of equal ones the older is kept.
-    """
-
-    metric: str
-    mode: str = "min"
-    count: int = 1
-
-    def __post_init__(self):
-        if self.mode not in _MODES:
-            raise InvalidError(f'mode is "min" or "max", not {self.mode!r}')
-        if self.count < 1:
-            raise InvalidError(f"count is at least 1, not {self.count}")
-
-
-@dataclasses.dataclass(frozen=True)
-class Checkpoint:
-    """One checkpoint of a run."""
-
-    path: pathlib.Path
-    step: int  #: optimizer steps done when it was saved
-    generation: int  #: a counter over the whole run: the highest one is the newest checkpoint
-    parent: int  #: generation that the run was restored from before; 0: it began anew
-    metrics: dict[str, float]
-    created: float  #: seconds since 1970 by the writer's clock: for people, never for order
-    reason: str  #: "regular", "preemption", "final"
-    size: int  #: bytes of the file
-
-    def __str__(self):
-        metrics = "".join(f", {k} {v:g}" for k, v in self.metrics.items())
-        return f"step {self.step} (generation {self.generation}{metrics}) in {self.path}"
-
-
-@dataclasses.dataclass(frozen=True)
-class SaveStats:
-    """What a save took, so far. Points in time are seconds since save() was called; 0.0: not yet reached."""
-
-    bytes: int  #: of the file
-    stalled: float  #: how long save() held the caller
-    fence_waited: float  #: how long the optimizer's step waited for what was left to copy
-    copied: float  #: when the state was free to change
-    written: float  #: when all of it was handed to the disk
-    durable: float  #: when it was acknowledged
-
-
-class SaveHandle:
-    """One save that was asked for. Safe to use from any thread."""
-
-    def __init__(self, core: _core.SaveHandle):
-        self._core = core
-
-    def done(self) -> bool:
-        """Whether it is over: durable, failed or skipped."""
-        return self._core.done()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Waits until it is done; False where `timeout` seconds pass before. Raises what the save had to say."""
-        deadline = None if timeout is None else time.monotonic() + timeout
-        while True:
-            left = _POLL if deadline is None else min(_POLL, deadline - time.monotonic())
-            if self._core.wait(max(left, 0.0)):
-                return True
-            if left <= 0:
-                return False
-
-    @property
-    def error(self) -> BaseException | None:
-        """What went wrong; None while it is not done, and when it went well."""
-        return self._core.error()
-
-    @property
-    def skipped(self) -> bool:
-        """Nothing was saved, because another save was in flight (when_busy="skip")."""
-        return self._core.skipped()
-
-    @property
-    def checkpoint(self) -> Checkpoint | None:
-        """What was saved, once it is durable."""
-        return _checkpoint(self._core.checkpoint())
-
-    @property
-    def stats(self) -> SaveStats:
-        s = self._core.stats()
-        return SaveStats(s.bytes, s.stalled, s.fence_waited, s.copied, s.written, s.durable)
-
-    @property
-    def progress(self) -> float:
-        """What part of the file was handed to the disk, 0.0 to 1.0."""
-        return self._core.progress()
-
-    def __repr__(self):
-        if not self.done():
-            return "<SaveHandle: in flight>"
-        if self.skipped:
-            return "<SaveHandle: skipped>"
-        return f"<SaveHandle: failed: {self.error}>" if self.error else f"<SaveHandle: {self.checkpoint}>"
 
 
 class CheckpointManager:
@@ -137,12 +38,31 @@ class CheckpointManager:
             ...
             checkpoints.save(state, metrics={"val_loss": loss})
 
+    Or in every step, where save_every, overhead or save_on_signal say when:
+
+        if checkpoints.should_save(state.step):
+            checkpoints.save(state)
+        if checkpoints.preempted:
+            break
+
     One manager per directory at a time: it is locked while it is open (LockedError names the process that has it),
     and free at once when that process dies. To be called from the training thread. A forked child (a DataLoader
     worker) cannot use it and gets InvalidError.
 
     keep_last: how many of the newest to keep, at least 1.
     keep_best: a Best, or a list of them, to keep beside those.
+    keep_every: an Every, or a number of steps. Of steps, the first checkpoint at or after each multiple stays; of
+        time, the first one, and after it the next that was created so much later.
+    save_every: an Every, or a number of steps: when should_save() says so.
+    overhead: the part of the training's time that saving may cost, such as 0.02. should_save() then measures what a
+        save costs (the call, the fence, and how much slower steps are meanwhile) and says so at the shortest interval
+        that keeps to it: `interval`, also told to the logger.
+    save_on_signal: signals that announce the end of the process, such as (signal.SIGTERM, signal.SIGUSR1). They are
+        noticed, not acted upon: `preempted` becomes true, and should_save() says so. An earlier handler still runs.
+        Forked children (DataLoader workers) ignore them, unless they come from their parent.
+    grace: seconds from such a signal to the end of the process: Kubernetes' terminationGracePeriodSeconds (30), the
+        time in Slurm's --signal. Where a save is in flight and that leaves no time for another one, it is finished
+        and no other is begun.
     on_error: what becomes of a save that failed. "warn": the training goes on, logging.getLogger("perdure") is told;
         after the third failure in a row the next save() raises it all the same. "raise": the next save() raises it.
         Either way the handle has it, and wait() and close() raise it.
@@ -166,25 +86,38 @@ class CheckpointManager:
         directory,
         keep_last: int = 3,
         keep_best=(),
+        keep_every=None,
+        save_every=None,
+        overhead: float | None = None,
+        save_on_signal=(),
+        grace: float = 30.0,
         on_error: str = "warn",
         when_busy: str = "wait",
         capture: str = "eager",
         staging_bytes: int | None = None,
     ):
-        best = [keep_best] if isinstance(keep_best, Best) else list(keep_best)
-        self._best = best
+        keep_every, save_every = as_every(keep_every, "keep_every"), as_every(save_every, "save_every")
+        self._best = as_list(keep_best, Best)
         self._pid = os.getpid()
-        self._core = _core.CheckpointManager(
-            os.fsdecode(directory),
-            keep_last,
-            [_core.Best(b.metric, _MODES[b.mode], b.count) for b in best],
-            _choice(_ON_ERROR, "on_error", on_error),
-            _choice(_WHEN_BUSY, "when_busy", when_busy),
-            _choice(_CAPTURE, "capture", capture),
-            staging_bytes or 0,
-            pinned,
-            _warn,
-        )
+        options = {
+            "keep_last": keep_last,
+            "keep_best": core_best(self._best),
+            "keep_every_steps": keep_every.steps,
+            "keep_every_seconds": keep_every.time,
+            "save_every_steps": save_every.steps,
+            "save_every_seconds": save_every.time,
+            "overhead": overhead or 0.0,
+            "save_on_signal": [int(s) for s in as_list(save_on_signal, (int, signal.Signals))],
+            "grace": grace,
+            "on_error": _choice(_ON_ERROR, "on_error", on_error),
+            "when_busy": _choice(_WHEN_BUSY, "when_busy", when_busy),
+            "capture": _choice(_CAPTURE, "capture", capture),
+            "staging_bytes": staging_bytes or 0,
+            "allocate_staging": pinned,
+            "warning": _warn,
+            "note": _note,
+        }
+        self._core = _core.CheckpointManager(os.fsdecode(directory), options)
         self._waits = when_busy == "wait"
         self._fenced = weakref.WeakKeyDictionary() if capture != "eager" else None  # optimizer -> hook
         self._closed = False
@@ -212,9 +145,10 @@ class CheckpointManager:
         def take(file):
             state._restore(file, strict)
 
-        return _checkpoint(
-            self._core.restore(step, None if path is None else os.fsdecode(path), strict, take)
-        )
+        with shown("perdure: restoring", self._core.progress):
+            return checkpoint_of(
+                self._core.restore(step, None if path is None else os.fsdecode(path), strict, take)
+            )
 
     def save(self, state: TrainingState, metrics=None) -> SaveHandle:
         """Saves `state` as the next checkpoint of its step, and prunes those that need not be kept.
@@ -226,11 +160,36 @@ class CheckpointManager:
         """
         _require_state(state)
         numbers = {name: _number(name, x) for name, x in (metrics or {}).items()}
-        if self._waits:
+        if self._waits and not self._core.preempted:
             self._wait_idle()
         state._register_rng()
         self._add_fences(state)
-        return SaveHandle(self._core.save(state._state, numbers))
+        with shown("perdure: saving", self._core.progress):
+            return SaveHandle(self._core.save(state._state, numbers))
+
+    def should_save(self, step: int) -> bool:
+        """Whether the loop should save now, to be asked after every step:
+
+            state.step += 1
+            if checkpoints.should_save(state.step):
+                checkpoints.save(state)
+
+        By save_every, by overhead, and once `preempted`, unless the save in flight is all that `grace` leaves time
+        for. Goes on across restarts: steps count from the last save or restore. Raises InvalidError where the manager
+        was given nothing to go by.
+        """
+        return self._core.should_save(int(step))
+
+    @property
+    def preempted(self) -> bool:
+        """One of save_on_signal has come: save (should_save() says so, too), leave the loop and close. What is saved
+        from now on says "preemption" for its reason."""
+        return self._core.preempted
+
+    @property
+    def interval(self) -> float | None:
+        """Seconds between saves that keep to `overhead`, once a save was measured."""
+        return self._core.interval
 
     def prepare(self, state: TrainingState) -> None:
         """Makes the first save as fast as the later ones: allocates the memory for staging, and has it touched by a
@@ -261,8 +220,9 @@ class CheckpointManager:
 
     def _wait_idle(self):
         """As the core does, but Ctrl-C is heard."""
-        while not self._core.idle(_POLL):
-            pass
+        with shown("perdure: saving", self._core.progress):
+            while not self._core.idle(_POLL):
+                pass
 
     @property
     def directory(self) -> pathlib.Path:
@@ -270,7 +230,7 @@ class CheckpointManager:
 
     def checkpoints(self) -> list[Checkpoint]:
         """All there are, the newest first."""
-        return [_checkpoint(c) for c in self._core.checkpoints()]
+        return [checkpoint_of(c) for c in self._core.checkpoints()]
 
     def latest(self) -> Checkpoint | None:
         """The newest one."""
@@ -292,6 +252,22 @@ class CheckpointManager:
         """Every step that has a checkpoint, ascending."""
         return self._core.all_steps()
 
+    def pin(self, step: int, reason: str = "") -> None:
+        """Keeps this step whatever retention says, until unpin(). A pin is a file beside the checkpoint, "<its
+        name>.pin", with the reason (one line) in it."""
+        self._core.pin(step, reason)
+
+    def unpin(self, step: int) -> None:
+        self._core.unpin(step)
+
+    def retention_plan(self) -> list[PlannedCheckpoint]:
+        """What retention would do now, and why, the newest first."""
+        return plan_of(self._core.retention_plan())
+
+    def prune(self) -> list[PlannedCheckpoint]:
+        """Carries out the retention_plan(), as every save does, and returns it."""
+        return plan_of(self._core.prune())
+
     def wait(self) -> None:
         """Waits until no save is in flight. Raises the error of one that nobody has seen."""
         self._wait_idle()
@@ -302,7 +278,8 @@ class CheckpointManager:
         self._closed = True
         for hook in (self._fenced or {}).values():
             hook.remove()
-        self._core.close()
+        with shown("perdure: saving", self._core.progress):
+            self._core.close()
 
     def _close_quietly(self):
         if self._closed or self._pid != os.getpid():
@@ -336,8 +313,23 @@ class CheckpointManager:
 def list_checkpoints(directory) -> list[Checkpoint]:
     """The readable checkpoints in a run directory, newest first, also while a training run has its lock."""
     return [
-        _checkpoint(c.checkpoint) for c in _core.list_checkpoints(os.fsdecode(directory)) if not c.problem
+        checkpoint_of(c.checkpoint) for c in _core.list_checkpoints(os.fsdecode(directory)) if not c.problem
     ]
+
+
+def retention_plan(directory, keep_last: int = 3, keep_best=(), keep_every=None) -> list[PlannedCheckpoint]:
+    """What a manager with these options would keep in a run directory, and why, also while a training has its lock."""
+    every = as_every(keep_every, "keep_every")
+    best = core_best(keep_best)
+    return plan_of(
+        _core.retention_plan(os.fsdecode(directory), keep_last, best, every.steps, every.time)
+    )
+
+
+def read_history(directory) -> list[dict]:
+    """What history.jsonl in a run directory tells, oldest first: one dict for each save, restore, skip, failure and
+    prune, as docs/format.md says. For people and their plots: nothing in perdure relies on it."""
+    return [decode(event) for event in _core.read_history(os.fsdecode(directory))]
 
 
 _open_managers: "weakref.WeakSet[CheckpointManager]" = weakref.WeakSet()
@@ -351,6 +343,10 @@ def _close_all():
 
 def _warn(text: str) -> None:
     _logger.warning("%s", text)
+
+
+def _note(text: str) -> None:
+    _logger.info("%s", text)
 
 
 def _choice(choices, name, word):
@@ -374,18 +370,3 @@ def _number(name, x) -> float:
     except (TypeError, ValueError, RuntimeError):
         raise InvalidTypeError(f"the metric {name!r} is {x!r}, which is not a number") from None
 
-
-def _checkpoint(core) -> Checkpoint | None:
-    if core is None:
-        return None
-    i = core.info
-    return Checkpoint(
-        pathlib.Path(core.path),
-        i.step,
-        i.generation,
-        i.parent,
-        dict(i.metrics),
-        i.created,
-        i.reason,
-        core.size,
-    )
