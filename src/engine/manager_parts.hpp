@@ -68,6 +68,8 @@ struct CheckpointManager::Parts {
   std::shared_ptr<engine::SaveJob> job;  // the last one: of the thread that trains
   engine::SaveSchedule schedule;
   std::optional<io::SignalWatch> signals;
+  bool asked = false;                                  // should_save() is used,
+  std::optional<io::SignalWatch::Caught> noticed;      // and this is what it has seen
   std::shared_ptr<SaveHandle::State> preemption_save;  // the last one that was begun for it
   engine::History history;
   // Of the restore that is going on, what is read of what there is; 0 of 0: none.

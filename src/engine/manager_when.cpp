@@ -22,6 +22,8 @@ bool CheckpointManager::should_save(std::int64_t step) {
     throw Error(ErrorCode::invalid,
                 "should_save has nothing to go by: give the manager save_every, overhead or "
                 "save_on_signal");
+  parts_->asked = true;
+  if (parts_->signals) parts_->noticed = io::SignalWatch::caught();
   const bool due = schedule.due(step, engine::SaveSchedule::Clock::now(), !parts_->writer.idle());
   if (const auto interval = schedule.take_news()) {
     parts_->history.interval_picked(*interval, schedule.cost());
@@ -46,8 +48,11 @@ std::optional<Seconds> CheckpointManager::interval() const {
   return parts_->schedule.interval();
 }
 
+// A signal between should_save() and preempted() must not end the loop before the save that it asks
+// for: where should_save() is used, a signal has come when that has seen it.
 std::optional<io::SignalWatch::Caught> CheckpointManager::Parts::preempted() const {
-  return signals ? io::SignalWatch::caught() : std::nullopt;
+  if (!signals) return std::nullopt;
+  return asked ? noticed : io::SignalWatch::caught();
 }
 
 // By the bandwidth of the last save. The one in flight comes first.

@@ -1,13 +1,15 @@
-// A training run that does nothing but save, for tests/python/test_kills.py to kill.
+// A training run that does nothing but save, for tests/python/test_kills.py to kill, and for
+// test_preemption.py to preempt: at SIGTERM it saves a last time and ends.
 //
 //   killee RUN SEED CAPTURE     prints "restored STEP", then "saved STEP" for every save that was
 //   acknowledged
 //
 // What it saves is a function of the step alone, so that the next one can tell whether what it got
-// back is exactly that. It ends by itself only where something is wrong: with 1, and a line on
-// standard error.
+// back is exactly that. It ends by itself only where it is preempted, and where something is wrong:
+// with 1, and a line on standard error.
 #include <unistd.h>
 
+#include <csignal>
 #include <iostream>
 #include <optional>
 #include <perdure/perdure.hpp>
@@ -31,6 +33,8 @@ class Run {
   Run(const std::string& directory, perdure::Capture capture)
       : checkpoints_(directory, {.keep_last = 2,
                                  .keep_best = {{"loss", perdure::Mode::min, 1}},
+                                 .save_every = {.steps = 1},
+                                 .save_on_signal = {SIGTERM},
                                  .capture = capture,
                                  .warning = fail}) {
     state_.add_entry({.name = "numbers",
@@ -61,8 +65,12 @@ class Run {
       in_flight_->wait();
       tell("saved", state_.step - 1);
     }
-    in_flight_ = checkpoints_.save(state_, {{"loss", static_cast<double>(random() % 100)}});
+    if (checkpoints_.should_save(state_.step))
+      in_flight_ = checkpoints_.save(state_, {{"loss", static_cast<double>(random() % 100)}});
   }
+
+  bool preempted() const { return checkpoints_.preempted(); }
+  void close() { checkpoints_.close(); }
 
  private:
   [[noreturn]] static void fail(const std::string& what) {
@@ -115,7 +123,9 @@ int main(int argc, char** argv) {
     std::mt19937 random(static_cast<std::uint32_t>(std::stoul(argv[2])));
     Run run(argv[1], capture_named(argv[3]));
     run.restore();
-    while (true) run.save(random);
+    while (!run.preempted()) run.save(random);
+    run.close();
+    return 0;
   } catch (const std::exception& error) {
     std::cerr << "killee: " << error.what() << '\n';
     return 1;

@@ -35,14 +35,32 @@ TEST_F(PreemptionTest, ASignalIsNoticedAndTheSaveSaysWhy) {
   EXPECT_FALSE(manager.should_save(1));
   EXPECT_EQ(save(manager, 1).checkpoint()->info.reason, "regular");
   ::raise(SIGUSR1);
-  EXPECT_TRUE(manager.preempted());
   EXPECT_TRUE(manager.should_save(2));
+  EXPECT_TRUE(manager.preempted());
   EXPECT_EQ(save(manager, 2).checkpoint()->info.reason, "preemption");
   EXPECT_EQ(CheckpointFile::open(file(2, 2)).info()->reason, "preemption");
   EXPECT_FALSE(manager.should_save(3));  // is done
   ::raise(SIGTERM);                      // a second one is harmless
   EXPECT_FALSE(manager.should_save(4));
   manager.close();
+}
+
+// Else a loop would end without the save that should_save() had no chance to ask for.
+TEST_F(PreemptionTest, ASignalAfterShouldSaveWaitsForTheNextOne) {
+  auto manager = open(on({SIGUSR2}));
+  EXPECT_FALSE(manager.should_save(1));
+  ::raise(SIGUSR2);
+  EXPECT_FALSE(manager.preempted());
+  EXPECT_EQ(save(manager, 1).checkpoint()->info.reason, "regular");
+  EXPECT_TRUE(manager.should_save(2));
+  EXPECT_TRUE(manager.preempted());
+}
+
+TEST_F(PreemptionTest, WithoutShouldSaveItIsSeenAtOnce) {
+  auto manager = open(on({SIGUSR2}));
+  ::raise(SIGUSR2);
+  EXPECT_TRUE(manager.preempted());
+  EXPECT_EQ(save(manager, 1).checkpoint()->info.reason, "preemption");
 }
 
 TEST_F(PreemptionTest, AnEarlierHandlerStillRunsAndComesBack) {
@@ -139,8 +157,8 @@ TEST_F(PreemptionTest, FinishesTheOneInFlightWhereThereIsNoTimeForAnother) {
   const SaveHandle in_flight = manager.save(state_of_step(2), info_of_step(2));
   ::raise(SIGUSR2);
   std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  EXPECT_TRUE(manager.preempted());
   EXPECT_FALSE(manager.should_save(3));
+  EXPECT_TRUE(manager.preempted());
   const SaveHandle third = manager.save(state_of_step(3), info_of_step(3));
   EXPECT_TRUE(third.skipped());
   ASSERT_EQ(notes.size(), 1U);
