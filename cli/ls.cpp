@@ -1,6 +1,7 @@
 // perdure ls RUN: the checkpoints of a run directory.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <chrono>
 #include <perdure/checkpoint_manager.hpp>
 
@@ -15,7 +16,8 @@ namespace {
 constexpr const char* kDescription =
     "Lists the checkpoints of a run directory, newest first: step, generation, age, size, metrics, "
     "and\n"
-    "whether the structure of the file is whole (`perdure verify` reads the contents too).";
+    "whether the structure of the file is whole (`perdure verify` reads the contents too). Below,\n"
+    "when the run was restarted, as its history.jsonl tells.";
 constexpr const char* kFooter =
     "The newest checkpoint is the one with the highest generation; a restore takes the newest "
     "whole one.\n"
@@ -46,6 +48,11 @@ Exit exit_of(const ListedCheckpoint& entry) {
   }
 }
 
+std::string pin_text(const ListedCheckpoint& entry) {
+  if (!entry.pin) return "";
+  return entry.pin->empty() ? "yes" : *entry.pin;
+}
+
 void add_row(Table& table, const ListedCheckpoint& entry) {
   const Checkpoint& checkpoint = entry.checkpoint;
   const bool whole = entry.problem.empty();
@@ -53,7 +60,8 @@ void add_row(Table& table, const ListedCheckpoint& entry) {
   table.add({std::to_string(checkpoint.step()), std::to_string(checkpoint.generation()),
              created > 0 ? format_age(now() - created) : "", format_bytes(checkpoint.size),
              metrics_text(checkpoint.info.metrics), whole ? checkpoint.info.reason : "",
-             checkpoint.path.filename().string(), whole ? "whole" : entry.problem});
+             pin_text(entry), checkpoint.path.filename().string(),
+             whole ? "whole" : entry.problem});
 }
 
 std::string list_text(const std::vector<ListedCheckpoint>& listed) {
@@ -64,6 +72,7 @@ std::string list_text(const std::vector<ListedCheckpoint>& listed) {
                {"SIZE", right},
                {"METRICS"},
                {"REASON"},
+               {"PINNED"},
                {"FILE"},
                {"STATE", left, 400}});
   for (const ListedCheckpoint& entry : listed) add_row(table, entry);
@@ -82,14 +91,65 @@ Json entry_json(const ListedCheckpoint& entry) {
           {"created", number_json(checkpoint.info.created)},
           {"reason", checkpoint.info.reason},
           {"metrics", std::move(metrics)},
+          {"pin", entry.pin ? Json(*entry.pin) : Json()},
           {"whole", entry.problem.empty()},
           {"problem", entry.problem.empty() ? Json() : Json(entry.problem)}};
+}
+
+struct Restart {
+  double time = 0;
+  std::int64_t step = 0;
+  std::int64_t generation = 0;
+};
+
+// The history is for people: what of it cannot be read is no reason not to list the checkpoints.
+std::vector<Restart> find_restarts(const fs::path& directory) {
+  std::vector<Restart> restarts;
+  try {
+    for (const Value& event : read_history(directory)) {
+      try {
+        if (event["event"].as_string() == "restore")
+          restarts.push_back(
+              {event["time"].as_double(), event["step"].as_int(), event["generation"].as_int()});
+      } catch (const Error&) {
+        // Somebody else's line.
+      }
+    }
+  } catch (const Error&) {
+    // No permission, or no file.
+  }
+  return restarts;
+}
+
+// The last few, the newest first.
+std::string restarts_text(const std::vector<Restart>& restarts) {
+  constexpr std::size_t kShown = 5;
+  if (restarts.empty()) return "";
+  std::string out = fmt::format("{}:\n", plural(restarts.size(), "restart"));
+  for (std::size_t i = 0; i < std::min(kShown, restarts.size()); ++i) {
+    const Restart& restart = restarts[restarts.size() - 1 - i];
+    out += fmt::format("  {} ago, from step {} (generation {})\n", format_age(now() - restart.time),
+                       restart.step, restart.generation);
+  }
+  if (restarts.size() > kShown) out += fmt::format("  and {} before\n", restarts.size() - kShown);
+  return out;
+}
+
+Json restarts_json(const std::vector<Restart>& restarts) {
+  Json out = Json::array();
+  for (const Restart& restart : restarts)
+    out.push_back({{"time", number_json(restart.time)},
+                   {"step", restart.step},
+                   {"generation", restart.generation}});
+  return out;
 }
 
 Json list_json(const fs::path& directory, const std::vector<ListedCheckpoint>& listed) {
   Json checkpoints = Json::array();
   for (const ListedCheckpoint& entry : listed) checkpoints.push_back(entry_json(entry));
-  return {{"directory", directory.string()}, {"checkpoints", std::move(checkpoints)}};
+  return {{"directory", directory.string()},
+          {"checkpoints", std::move(checkpoints)},
+          {"restarts", restarts_json(find_restarts(directory))}};
 }
 
 Exit run_ls(const fs::path& directory, bool json) {
@@ -104,7 +164,7 @@ Exit run_ls(const fs::path& directory, bool json) {
   else if (listed.empty())
     print(fmt::format("no checkpoints in {}\n", escape(directory.string())));
   else
-    print(list_text(listed));
+    print(list_text(listed) + restarts_text(find_restarts(directory)));
   Exit exit = Exit::good;
   for (const ListedCheckpoint& entry : listed) exit = worse(exit, exit_of(entry));
   return exit;

@@ -1,5 +1,6 @@
 // The power is cut before every change that a run makes on its disk: opening, saving, pruning,
 // setting aside.
+#include <algorithm>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/run_fixture.hpp"
@@ -118,6 +119,56 @@ TEST(ManagerCrashTest, SettingAsideLosesNothingMore) {
   const Outcome outcome = for_every_cut(prepare, train);
   EXPECT_EQ(outcome.lost, 0);
   EXPECT_GT(outcome.damaged, 0);  // where the cut came before it was set aside
+}
+
+// What should be kept is kept, wherever a prune was cut off: the newest, the best and the pinned.
+TEST(ManagerCrashTest, APruneThatIsCutOffTakesNothingElse) {
+  const auto options = [](std::size_t keep_last) {
+    return ManagerOptions{.keep_last = keep_last,
+                          .keep_best = {{"loss", Mode::min, 1}},
+                          .keep_every = {.steps = 3},
+                          .on_error = OnError::raise,
+                          .warning = [](const std::string&) {}};
+  };
+  const auto open_with = [&](CrashingDisk& disk, std::size_t keep_last) {
+    return CheckpointManager(storage::LocalStorage::create_run(disk, "/runs/gpt"),
+                             options(keep_last));
+  };
+  int cuts = 0;
+  for (const Survival survival : kAllSurvivals) {
+    bool through = false;
+    for (std::uint64_t n = 1; !through; ++n, ++cuts) {
+      CrashingDisk disk;
+      {
+        auto manager = open_with(disk, 100);
+        for (std::int64_t step = 1; step <= 7; ++step)
+          manager.save(state_of_step(step), info_of_step(step, {{"loss", step == 2 ? 0.0 : 1.0}}))
+              .wait();
+        manager.pin(5, "pinned");
+      }
+      disk.cut_power_before(n);
+      try {
+        open_with(disk, 1).prune();
+      } catch (const Error& error) {
+        EXPECT_TRUE(disk.is_off()) << error.what();
+      }
+      through = !disk.is_off();
+      disk.restart(survival, static_cast<unsigned>(n));
+      auto manager = open_with(disk, 1);
+      const auto steps = manager.all_steps();
+      for (const std::int64_t step : {2, 3, 5, 6, 7})
+        EXPECT_TRUE(std::find(steps.begin(), steps.end(), step) != steps.end())
+            << step << " is gone after a cut before change " << n;
+      for (const std::int64_t step : steps) {
+        std::int64_t found = kNone;
+        manager.restore({.step = step}, step_into(found));
+        EXPECT_EQ(found, step);
+      }
+      manager.prune();
+      EXPECT_EQ(manager.all_steps().size(), 5U);
+    }
+  }
+  EXPECT_GT(cuts, 30);
 }
 
 TEST(ManagerCrashTest, ADiskThatDoesNotSyncIsFoundOut) {
