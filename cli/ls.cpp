@@ -3,6 +3,7 @@
 
 #include <algorithm>
 #include <chrono>
+#include <cstdint>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "command.hpp"

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <cstdint>
+
 #include "command.hpp"
 #include "table.hpp"
 #include "text.hpp"

@@ -1,6 +1,7 @@
 // A file's tree as lines for people.
 #pragma once
 
+#include <cstdint>
 #include <perdure/file.hpp>
 #include <string>
 

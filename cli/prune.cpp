@@ -2,6 +2,7 @@
 #include <fmt/format.h>
 
 #include <chrono>
+#include <cstdint>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "command.hpp"

@@ -1,6 +1,8 @@
 #include "tree.hpp"
 
 #include <algorithm>
+#include <cstdint>
+#include <functional>
 #include <set>
 #include <tuple>
 #include <unordered_map>

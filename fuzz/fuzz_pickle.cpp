@@ -1,6 +1,7 @@
 // Arbitrary bytes as a data.pkl: only perdure::Error may come out, and whatever is decoded survives
 // a save.
 #include <charconv>
+#include <cstdint>
 
 #include "format/decoder.hpp"
 #include "format/pickle_reader.hpp"

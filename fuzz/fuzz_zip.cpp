@@ -5,6 +5,7 @@
 // mutations take the file apart, change the content or the name of one record, and put it together
 // again as perdure would.
 #include <algorithm>
+#include <cstdint>
 #include <random>
 
 #include "format/archive_layout.hpp"

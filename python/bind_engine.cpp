@@ -7,6 +7,8 @@
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
+#include <cstdint>
+#include <functional>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "bindings.hpp"

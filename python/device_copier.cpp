@@ -2,6 +2,7 @@
 
 #include <nanobind/ndarray.h>
 
+#include <cstdint>
 #include <map>
 #include <utility>
 

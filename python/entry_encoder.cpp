@@ -1,6 +1,7 @@
 #include "entry_encoder.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <utility>
 
 namespace nb = nanobind;

@@ -2,6 +2,7 @@
 // but numbers and texts changes in it, the value of the last time is given again.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 

@@ -4,6 +4,7 @@
 
 #include <nanobind/stl/string.h>
 
+#include <cstdint>
 #include <string>
 
 #include "torch_objects.hpp"

@@ -1,5 +1,7 @@
 #include "retracer.hpp"
 
+#include <cstdint>
+
 #include "object_owner.hpp"
 
 namespace nb = nanobind;

@@ -1,6 +1,8 @@
 // Python's values without parts.
 #include <nanobind/stl/string.h>
 
+#include <cstdint>
+
 #include "object_encoder.hpp"
 
 namespace nb = nanobind;

@@ -5,6 +5,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <algorithm>
+#include <cstdint>
 
 #include "device_copier.hpp"
 #include "object_owner.hpp"

@@ -2,6 +2,7 @@
 // devices without streams.
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <optional>
 

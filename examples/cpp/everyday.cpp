@@ -4,6 +4,7 @@
 //   everyday runs/everyday
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <iostream>
 #include <limits>
 #include <perdure/perdure.hpp>

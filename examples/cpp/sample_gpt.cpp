@@ -3,6 +3,7 @@
 //   sample_gpt --from runs/gpt --text-length 200
 #include <torch/torch.h>
 
+#include <cstdint>
 #include <iostream>
 #include <perdure/perdure.hpp>
 #include <perdure/torch.hpp>

@@ -4,6 +4,7 @@
 //   train_gpt --run runs/gpt --text README.md --steps 300 --save-every 5 [--sample 200]
 #include <torch/torch.h>
 
+#include <cstdint>
 #include <fstream>
 #include <iostream>
 #include <iterator>

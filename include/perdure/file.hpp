@@ -5,6 +5,7 @@
 // may be called from any thread; two saves to one path are each whole, the later rename wins.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <functional>
 #include <map>

@@ -1,6 +1,7 @@
 #include "engine/arena.hpp"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "io/pages.hpp"
 #include "io/priority.hpp"

@@ -1,6 +1,7 @@
 #include "engine/bulk_read.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <exception>
 #include <limits>
 #include <memory>

@@ -1,6 +1,7 @@
 // Reading much of a file: with several threads, in the order of the file, every checksum compared.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <perdure/file.hpp>
 #include <span>

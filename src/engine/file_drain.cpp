@@ -1,7 +1,9 @@
 #include "engine/file_drain.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstring>
+#include <functional>
 
 #include "format/crc32.hpp"
 

@@ -2,6 +2,7 @@
 // of all that passes.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <string>
 #include <vector>

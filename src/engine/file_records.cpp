@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cstdint>
+#include <functional>
 #include <unordered_set>
 
 #include "format/checkpoint_json.hpp"

@@ -4,6 +4,7 @@
 // once and left out.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <mutex>

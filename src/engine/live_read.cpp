@@ -1,6 +1,7 @@
 #include "engine/live_read.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <functional>
 
 namespace perdure::engine {

@@ -4,6 +4,8 @@
 #pragma once
 
 #include <atomic>
+#include <cstdint>
+#include <exception>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/history.hpp"

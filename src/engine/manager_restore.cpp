@@ -7,6 +7,8 @@
 #include <fmt/ranges.h>
 
 #include <algorithm>
+#include <atomic>
+#include <cstdint>
 #include <set>
 
 #include "engine/manager_parts.hpp"

@@ -1,6 +1,9 @@
 // CheckpointManager::should_save and preempted: when to save.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <cstdint>
+
 #include "engine/manager_parts.hpp"
 
 namespace perdure {

@@ -5,6 +5,7 @@
 // name.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <perdure/checkpoint_manager.hpp>

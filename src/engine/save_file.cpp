@@ -1,6 +1,7 @@
 #include "engine/save_file.hpp"
 
 #include <chrono>
+#include <cstdint>
 #include <perdure/perdure.hpp>
 
 #include "engine/file_drain.hpp"

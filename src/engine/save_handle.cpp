@@ -1,6 +1,7 @@
 #include "engine/save_handle.hpp"
 
 #include <algorithm>
+#include <exception>
 
 namespace perdure {
 namespace {

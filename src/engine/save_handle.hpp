@@ -2,6 +2,8 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstdint>
+#include <exception>
 #include <mutex>
 #include <perdure/checkpoint_manager.hpp>
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <chrono>
+#include <cstdint>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/file_drain.hpp"

@@ -1,6 +1,7 @@
 #include "engine/save_schedule.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <vector>
 
 namespace perdure::engine {

@@ -1,6 +1,7 @@
 #include "engine/staged_file.hpp"
 
 #include <algorithm>
+#include <cstdint>
 #include <utility>
 
 #include "engine/stream_copy.hpp"

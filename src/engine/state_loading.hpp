@@ -2,6 +2,7 @@
 // anything does not fit.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <optional>
 #include <perdure/state.hpp>

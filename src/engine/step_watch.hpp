@@ -5,6 +5,8 @@
 // through .data or numpy. Capture::checked compares bytes.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <perdure/state.hpp>
 #include <string>
 #include <vector>

@@ -1,6 +1,7 @@
 #include "format/archive_layout.hpp"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "format/coding.hpp"
 

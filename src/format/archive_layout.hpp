@@ -6,6 +6,7 @@
 // describes it in words.
 #pragma once
 
+#include <cstdint>
 #include <perdure/error.hpp>
 #include <string>
 #include <string_view>

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <charconv>
+#include <cstdint>
 
 #include "format/coding.hpp"
 #include "format/crc32.hpp"

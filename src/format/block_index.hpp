@@ -3,6 +3,7 @@
 // tensor of 100,000.
 #pragma once
 
+#include <cstdint>
 #include <perdure/value.hpp>
 #include <string>
 #include <vector>

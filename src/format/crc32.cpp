@@ -3,6 +3,8 @@
 #include <libdeflate.h>
 #include <zlib.h>
 
+#include <cstdint>
+
 namespace perdure::format {
 
 std::uint32_t crc32(ConstBytes bytes, std::uint32_t crc) noexcept {

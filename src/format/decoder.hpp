@@ -2,6 +2,7 @@
 // meaning here, by whole (module, name) pairs; everything else stays an inert Opaque.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>

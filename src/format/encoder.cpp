@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdint>
+#include <functional>
 #include <unordered_set>
 
 #include "format/checkpoint_json.hpp"

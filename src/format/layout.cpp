@@ -1,6 +1,7 @@
 #include "format/layout.hpp"
 
 #include <algorithm>
+#include <cstdint>
 
 #include "format/crc32.hpp"
 #include "format/outline.hpp"

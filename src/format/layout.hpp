@@ -7,6 +7,7 @@
 // is not walked, and the addresses of its tensors are the same, too.
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <memory>
 #include <unordered_set>

@@ -1,5 +1,6 @@
 #include "format/outline.hpp"
 
+#include <cstdint>
 #include <unordered_map>
 
 #include "format/coding.hpp"

@@ -1,6 +1,7 @@
 #include "format/pickle_number.hpp"
 
 #include <bit>
+#include <cstdint>
 
 #include "format/coding.hpp"
 #include "format/pickle_opcodes.hpp"

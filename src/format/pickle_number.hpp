@@ -1,6 +1,7 @@
 // None, bools, ints and floats as they stand in a pickle: one opcode each, whatever came before.
 #pragma once
 
+#include <cstdint>
 #include <perdure/value.hpp>
 #include <string>
 

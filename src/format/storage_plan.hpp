@@ -1,6 +1,7 @@
 // Which bytes of which memory go into which record, and what each tensor then looks into.
 #pragma once
 
+#include <cstdint>
 #include <perdure/value.hpp>
 #include <vector>
 

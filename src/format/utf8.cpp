@@ -1,5 +1,6 @@
 #include "format/utf8.hpp"
 
+#include <cstdint>
 #include <cstring>
 
 namespace perdure::format {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdint>
 
 #include "format/coding.hpp"
 #include "format/utf8.hpp"

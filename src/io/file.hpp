@@ -1,6 +1,7 @@
 // An open file: whole reads and writes, and errors that name the path.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <perdure/file.hpp>

@@ -6,6 +6,7 @@
 // are not aligned, it is plain writing.
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "io/file.hpp"

@@ -3,6 +3,7 @@
 #include <liburing.h>
 
 #include <algorithm>
+#include <cstdint>
 
 #include "io/system.hpp"
 

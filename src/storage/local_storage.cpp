@@ -31,6 +31,8 @@
 
 #include <fmt/format.h>
 
+#include <cstdint>
+
 #include "io/errors.hpp"
 #include "io/file_writer.hpp"
 #include "storage/temporary_file.hpp"

@@ -1,6 +1,7 @@
 // Storage in a directory of the local machine, or of anything that is mounted like one.
 #pragma once
 
+#include <cstdint>
 #include <filesystem>
 #include <memory>
 #include <string>

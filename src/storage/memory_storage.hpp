@@ -2,6 +2,7 @@
 // as several processes share a directory. Safe to use from several threads.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>

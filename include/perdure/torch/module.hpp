@@ -5,6 +5,7 @@
 #include <torch/nn/modules/batchnorm.h>
 #include <torch/nn/modules/instancenorm.h>
 
+#include <cstdint>
 #include <memory>
 #include <perdure/torch/tensor.hpp>
 #include <string>

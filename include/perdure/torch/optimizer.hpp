@@ -14,6 +14,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <memory>
 #include <perdure/torch/optimizer_traits.hpp>
 #include <perdure/torch/tensor.hpp>

@@ -4,6 +4,8 @@
 #include <torch/types.h>
 
 #include <array>
+#include <cstdint>
+#include <cstring>
 #include <memory>
 #include <mutex>
 #include <optional>

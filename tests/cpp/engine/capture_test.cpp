@@ -1,6 +1,7 @@
 // When the bytes of a state are copied, and what becomes of changes that come too early.
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <numeric>
 #include <perdure/checkpoint_manager.hpp>
 #include <thread>

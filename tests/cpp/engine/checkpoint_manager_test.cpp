@@ -1,5 +1,6 @@
 // Saving, generations, retention, on_error, close: the manager's own rules.
 #include <cmath>
+#include <cstdint>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/run_fixture.hpp"

@@ -1,6 +1,7 @@
 // The power is cut before every change that a run makes on its disk: opening, saving, pruning,
 // setting aside.
 #include <algorithm>
+#include <cstdint>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/run_fixture.hpp"

@@ -1,5 +1,6 @@
 // A run on an operating system that fails: on_error, and every call of a training's life failing
 // once.
+#include <cstdint>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/run_fixture.hpp"

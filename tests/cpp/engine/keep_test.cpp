@@ -1,4 +1,5 @@
 // What a manager keeps: pins, keep_every, the plan and its carrying out.
+#include <cstdint>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/run_fixture.hpp"

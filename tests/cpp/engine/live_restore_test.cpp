@@ -1,5 +1,7 @@
 // Restoring straight into the memory of live objects: what goes there, what must not, and what is
 // left of a restore that fails half way.
+#include <algorithm>
+#include <cstdint>
 #include <cstring>
 #include <map>
 #include <numeric>

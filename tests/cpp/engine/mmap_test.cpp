@@ -1,4 +1,6 @@
 // LoadOptions::mmap: tensors that look into the file.
+#include <cstdint>
+#include <cstring>
 #include <fstream>
 #include <numeric>
 #include <perdure/file.hpp>

@@ -1,6 +1,7 @@
 // Which checkpoint a restore takes, and what it does about damage.
 #include <unistd.h>
 
+#include <cstdint>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/run_fixture.hpp"

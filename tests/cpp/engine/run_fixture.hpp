@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <perdure/perdure.hpp>
 #include <string>
 #include <thread>

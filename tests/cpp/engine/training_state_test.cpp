@@ -1,3 +1,4 @@
+#include <cstdint>
 #include <perdure/state.hpp>
 
 #include "engine/key_prefix.hpp"

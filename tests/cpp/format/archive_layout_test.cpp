@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
+
 #include "format/coding.hpp"
 #include "format/crc32.hpp"
 #include "format/memory_source.hpp"

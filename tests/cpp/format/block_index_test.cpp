@@ -3,6 +3,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
+
 #include "expect_error.hpp"
 #include "format/coding.hpp"
 #include "format/crc32.hpp"

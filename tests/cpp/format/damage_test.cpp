@@ -3,6 +3,7 @@
 // not give back.
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <functional>
 
 #include "expect_error.hpp"

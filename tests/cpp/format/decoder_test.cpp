@@ -4,6 +4,9 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
+#include <cstring>
+
 #include "expect_error.hpp"
 #include "format/memory_source.hpp"
 #include "format/pickle_text.hpp"

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <array>
+#include <cstdint>
 
 #include "format/crc32.hpp"
 #include "format/encoder.hpp"

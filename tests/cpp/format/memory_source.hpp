@@ -1,6 +1,7 @@
 // A file in memory, and the few things that the format tests do with one.
 #pragma once
 
+#include <cstdint>
 #include <cstring>
 #include <memory>
 #include <perdure/file.hpp>

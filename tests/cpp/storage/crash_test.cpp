@@ -1,4 +1,6 @@
 // The power is cut before every single change that a save, a removal and a set-aside make.
+#include <cstdint>
+
 #include "storage/crashing_disk.hpp"
 #include "storage/local_storage.hpp"
 #include "storage/storage_access.hpp"

@@ -3,6 +3,7 @@
 #include <linux/fs.h>
 
 #include <algorithm>
+#include <cstdint>
 #include <set>
 
 namespace perdure::test {

@@ -8,6 +8,7 @@
 // more than on a machine that is off.
 #pragma once
 
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <optional>

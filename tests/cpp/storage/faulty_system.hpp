@@ -2,6 +2,8 @@
 // interrupted. Counts the descriptors that are open, so that a leak is seen.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
 #include <mutex>
 #include <optional>
 #include <set>

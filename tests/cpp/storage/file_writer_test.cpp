@@ -1,6 +1,7 @@
 // Background writing: every size, aligned and not, with and without O_DIRECT and io_uring.
 #include "io/file_writer.hpp"
 
+#include <algorithm>
 #include <random>
 
 #include "storage/faulty_system.hpp"

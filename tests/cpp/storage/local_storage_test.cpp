@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdint>
 
 #include "storage/faulty_system.hpp"
 #include "storage/storage_access.hpp"

@@ -1,5 +1,7 @@
 #include "storage/storage_suite.hpp"
 
+#include <cstdint>
+
 #include "storage/storage_access.hpp"
 
 namespace perdure::test {

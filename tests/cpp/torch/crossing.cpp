@@ -13,6 +13,7 @@
 // answered by what went wrong, if anything did, and a line "done".
 #include <torch/torch.h>
 
+#include <cstdint>
 #include <iostream>
 #include <map>
 #include <perdure/perdure.hpp>

@@ -2,6 +2,8 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <cstdint>
+#include <functional>
 #include <perdure/torch.hpp>
 
 namespace {

@@ -4,7 +4,10 @@
 #include <torch/torch.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <perdure/perdure.hpp>
 #include <perdure/torch.hpp>
 #include <set>
