@@ -310,9 +310,10 @@ void bind_engine(nb::module_& m) {
   m.def("retention_plan", &plan_for, nb::arg("directory"), nb::arg("keep_last"),
         nb::arg("keep_best"), nb::arg("every_steps"), nb::arg("every_seconds"), Released());
   m.def("read_history", &read_history, nb::arg("directory"), Released());
-  m.def("watch_signals_in_child", &watch_signals_in_child,
-        "In a forked worker: handles the signals of the parent's managers as it did before the "
-        "worker's libraries put handlers of their own over that.");
+  m.def("watched_signals", &watched_signals,
+        "The signals that save_on_signal has this process watch now.");
+  m.def("watch_signals_in_child", &watch_signals_in_child, nb::arg("signals"), nb::arg("parent"),
+        "In a worker process: ignores `signals`, unless they come from the process `parent`.");
 }
 
 }  // namespace perdure::python

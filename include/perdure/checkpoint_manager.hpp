@@ -233,9 +233,13 @@ class CheckpointManager {
   std::unique_ptr<Parts> parts_;
 };
 
-// For a forked worker whose libraries have put handlers of their own over that of save_on_signal
-// (PyTorch's do so for SIGTERM): it ignores those signals again, unless they come from its parent.
-void watch_signals_in_child();
+// The signals that save_on_signal has this process watch now, for all of its managers.
+std::vector<int> watched_signals();
+// For a worker process, of which a scheduler that signals a whole job must not make an end: it
+// ignores `signals` from now on, unless they come from the process `parent` or from getppid(). A
+// forked child does so by itself until its libraries put handlers of their own over that (PyTorch's
+// do so for SIGTERM).
+void watch_signals_in_child(const std::vector<int>& signals, int parent);
 
 // The checkpoints in a run directory, newest first, without taking its lock (for tools; another
 // process may add and prune meanwhile). Files whose names are not of a checkpoint, and

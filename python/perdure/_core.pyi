@@ -507,7 +507,10 @@ def retention_plan(directory: str | os.PathLike, keep_last: int, keep_best: Sequ
 
 def read_history(directory: str | os.PathLike) -> list[Value]: ...
 
-def watch_signals_in_child() -> None:
+def watched_signals() -> list[int]:
+    """The signals that save_on_signal has this process watch now."""
+
+def watch_signals_in_child(signals: Sequence[int], parent: int) -> None:
     """
-    In a forked worker: handles the signals of the parent's managers as it did before the worker's libraries put handlers of their own over that.
+    In a worker process: ignores `signals`, unless they come from the process `parent`.
     """

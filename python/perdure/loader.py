@@ -5,6 +5,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from .epoch_order import EpochOrder, Generators, SeededDataset
 from .errors import InvalidTypeError
 from .rng import host_state, put_host_state
+from .workers import outliving
 
 
 class ResumableLoader:
@@ -35,6 +36,10 @@ class ResumableLoader:
     `seed_samples=True` each sample is loaded with torch's, numpy's and Python's global generators seeded by its place
     in the epoch, so that it is the same wherever and whenever it is loaded. Generators that a transform keeps for
     itself are not seeded.
+
+    Workers, forked and spawned ones, live on at the signals that a manager watches (save_on_signal), unless those
+    come from their parent. Those of a fork server (multiprocessing_context="forkserver", Python 3.14's default) end
+    with it when a scheduler signals every process of a job.
 
     Everything else (len, dataset, sampler, ...) is the DataLoader's. Not for two loops at once.
     """
@@ -106,19 +111,13 @@ class ResumableLoader:
                 self._received = 0
 
     def _ordered(self, resume):
-        """An iterator of the DataLoader over our order, which stands in for its sampler while it is made."""
+        """An iterator over our order."""
         if resume is not None:
             self._order.resume(self._received, resume)
         stand_ins = {self._name: self._order}
         if self._dataset:
             stand_ins["dataset"] = self._dataset
-        place = vars(self._loader)  # setting these attributes is forbidden
-        own = {name: place[name] for name in stand_ins}
-        place.update(stand_ins)
-        try:
-            batches = iter(self._loader)
-        finally:
-            place.update(own)
+        batches = self._iterator(stand_ins)
         if resume is not None:
             self._order.begin()
         return batches
@@ -127,8 +126,20 @@ class ResumableLoader:
         if resume is not None:
             put_host_state(resume)
         self._start = resume or host_state()
-        batches = iter(self._loader)
+        batches = self._iterator({})
         if resume is not None:
             for _ in range(self._received):
                 next(batches, None)
         return batches
+
+    def _iterator(self, stand_ins):
+        """An iterator of the DataLoader, to which `stand_ins` are its attributes while that is made."""
+        with outliving(self._loader) as worker_init_fn:
+            stand_ins["worker_init_fn"] = worker_init_fn
+            place = vars(self._loader)  # setting these attributes is forbidden
+            own = {name: place[name] for name in stand_ins}
+            place.update(stand_ins)
+            try:
+                return iter(self._loader)
+            finally:
+                place.update(own)

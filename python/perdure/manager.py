@@ -59,7 +59,8 @@ class CheckpointManager:
         that keeps to it: `interval`, also told to the logger.
     save_on_signal: signals that announce the end of the process, such as (signal.SIGTERM, signal.SIGUSR1). They are
         noticed, not acted upon: `preempted` becomes true, and should_save() says so. An earlier handler still runs.
-        Forked children (DataLoader workers) ignore them, unless they come from their parent.
+        Forked children ignore them, unless they come from their parent. DataLoader workers (where PyTorch handles
+        SIGTERM) do so in a ResumableLoader whose iteration begins after the manager is made.
     grace: seconds from such a signal to the end of the process: Kubernetes' terminationGracePeriodSeconds (30), the
         time in Slurm's --signal. Where a save is in flight and that leaves no time for another one, it is finished
         and no other is begun.

@@ -16,7 +16,11 @@ constexpr double kMargin = 1.25;
 
 }  // namespace
 
-void watch_signals_in_child() { io::watch_again_in_child(); }
+std::vector<int> watched_signals() { return io::watched_signals(); }
+
+void watch_signals_in_child(const std::vector<int>& signals, int parent) {
+  io::watch_in_child(signals, parent);
+}
 
 bool CheckpointManager::should_save(std::int64_t step) {
   parts_->require_usable();

@@ -24,6 +24,7 @@ struct Watched {
 Watched watched[kSignals];
 std::mutex watched_mutex;
 std::atomic<pid_t> owner = 0;
+std::atomic<pid_t> parent = 0;  // in a child that has said who that is
 std::atomic<int> first_signal = 0;
 std::atomic<std::int64_t> first_at = 0;  // of SignalWatch::Clock, in its own ticks
 
@@ -57,7 +58,7 @@ void handle(int signal, siginfo_t* info, void* context) {
   if (::getpid() == owner.load()) {
     note(signal);
     call_earlier(signal, info, context);
-  } else if (info && info->si_pid == ::getppid()) {
+  } else if (info && (info->si_pid == ::getppid() || info->si_pid == parent.load())) {
     act_by_default(signal);
   }
   errno = saved;
@@ -136,14 +137,22 @@ std::optional<SignalWatch::Caught> SignalWatch::caught() {
   return Caught{signal, Clock::time_point(Clock::duration(first_at.load()))};
 }
 
-void watch_again_in_child() {
+std::vector<int> watched_signals() {
+  const std::lock_guard guard(watched_mutex);
+  std::vector<int> signals;
+  if (owner.load() != ::getpid()) return signals;
+  for (int signal = 1; signal < kSignals; ++signal)
+    if (watched[signal].watches > 0) signals.push_back(signal);
+  return signals;
+}
+
+void watch_in_child(const std::vector<int>& signals, pid_t of_parent) {
+  for (const int signal : signals) require_catchable(signal);
   const std::lock_guard guard(watched_mutex);
   if (owner.load() == ::getpid()) return;
-  for (int signal = 1; signal < kSignals; ++signal) {
-    if (watched[signal].watches == 0) continue;
-    const struct sigaction action = our_action();
-    ::sigaction(signal, &action, nullptr);
-  }
+  parent = of_parent;
+  const struct sigaction action = our_action();
+  for (const int signal : signals) ::sigaction(signal, &action, nullptr);
 }
 
 }  // namespace perdure::io

@@ -6,6 +6,8 @@
 // multiprocessing ends a worker).
 #pragma once
 
+#include <sys/types.h>
+
 #include <chrono>
 #include <optional>
 #include <vector>
@@ -35,8 +37,11 @@ class SignalWatch {
   std::vector<int> signals_;
 };
 
-// In a forked child whose libraries have put handlers of their own over those of the parent's
-// watches: puts them back.
-void watch_again_in_child();
+// The signals that are watched in this process.
+std::vector<int> watched_signals();
+
+// In a child process, whatever handlers it has: does nothing at `signals`, except at those of
+// `of_parent` or of getppid(), who differ where a server forks the children.
+void watch_in_child(const std::vector<int>& signals, pid_t of_parent);
 
 }  // namespace perdure::io

@@ -4,6 +4,8 @@
 PERDURE_SEED makes the same moments again.
 """
 
+import itertools
+import multiprocessing
 import os
 import random
 import signal
@@ -17,6 +19,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import perdure
+from perdure.workers import WorkerInit
 
 KILLEE = os.environ.get("PERDURE_KILLEE")
 SEED = int(os.environ.get("PERDURE_SEED") or random.SystemRandom().randrange(2**32))
@@ -178,27 +181,82 @@ class Slow(torch.utils.data.Dataset):
     def __len__(self):
         return 40
 
+    first = 0
+
     def __getitem__(self, index):
         time.sleep(0.005)
-        return index
+        return self.first + index
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_the_workers_of_a_loader_live_on(tmp_path, state, number):
+class Endless(torch.utils.data.IterableDataset):
+    first = 0
+
+    def __iter__(self):
+        return itertools.count(self.first)
+
+
+class Own:
+    """A user's worker_init_fn."""
+
+    def __call__(self, worker_id):
+        torch.utils.data.get_worker_info().dataset.first = 100
+
+
+@pytest.mark.parametrize(
+    "number, method, workers", [(signal.SIGTERM, "fork", 2), (signal.SIGUSR1, "fork", 2), (signal.SIGTERM, "spawn", 1)]
+)
+def test_the_workers_of_a_loader_live_on(tmp_path, state, number, method, workers):
     """A scheduler signals every process of a job. (PyTorch's workers would end with SIGTERM.)"""
+
+    def signal_all():
+        subprocess.run(["kill", f"-{int(number)}", "--", f"-{os.getpgid(0)}"], check=False, process_group=0)
 
     def body():
         os.setpgid(0, 0)
-        loader = perdure.ResumableLoader(DataLoader(Slow(), batch_size=2, num_workers=2))
-        batches = 0
+        plain = DataLoader(Slow(), 2, num_workers=workers, worker_init_fn=Own(), multiprocessing_context=method)
         with perdure.CheckpointManager(tmp_path, save_on_signal=(signal.SIGTERM, signal.SIGUSR1)) as checkpoints:
-            for batch in loader:
-                batches += 1
-                if batches == 3:
-                    subprocess.run(["kill", f"-{int(number)}", "--", f"-{os.getpgid(0)}"], check=False, process_group=0)
-            assert checkpoints.preempted and batches == 20
+            batches = iter(perdure.ResumableLoader(plain))
+            signal_all()  # while they start
+            seen = []
+            for batch in batches:
+                seen += batch.tolist()
+                if len(seen) == 6:
+                    signal_all()
+            assert checkpoints.preempted and seen == list(range(100, 140))
+        assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
     assert end_of(in_a_child(body), limit=60) == 0
+
+
+@pytest.mark.parametrize("dataset", [Slow(), Endless()], ids=["ordered", "replayed"])
+def test_a_worker_init_fn_is_the_users_own_again(tmp_path, dataset):
+    own = Own()
+    plain = DataLoader(dataset, 2, num_workers=1, worker_init_fn=own)
+    with perdure.CheckpointManager(tmp_path, save_on_signal=signal.SIGUSR2):
+        batches = iter(perdure.ResumableLoader(plain))
+        assert next(batches).tolist() == [100, 101]
+    assert plain.worker_init_fn is own
+
+
+def sleeper(init, ready):
+    init(0)
+    ready.set()
+    time.sleep(60)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_worker_ends_at_its_parents_signal_alone(tmp_path, method):
+    context = multiprocessing.get_context(method)
+    ready = context.Event()
+    child = context.Process(target=sleeper, args=(WorkerInit(None, [signal.SIGTERM], []), ready), daemon=True)
+    child.start()
+    assert ready.wait(60)
+    subprocess.run(["kill", f"{child.pid}"], check=True)
+    child.join(0.3)
+    assert child.is_alive()
+    child.terminate()
+    child.join(30)
+    assert child.exitcode == -signal.SIGTERM
 
 
 def test_workers_end_with_the_program(tmp_path):
