@@ -36,14 +36,24 @@ void for_each_module(PyObject* module, AddressSet& seen, F&& f) {
                   [&](PyObject*, PyObject* child) { for_each_module(child, seen, f); });
 }
 
+// The name of the child that `module` wraps (torch.compile, DistributedDataParallel), which is no
+// part of its parameters' names; None where it is no wrapper.
+nb::object inner_name(PyObject* module) {
+  PyObject* children = member_dict(module, torch_objects().modules);
+  if (children == nullptr || PyDict_Size(children) != 1) return nb::none();
+  return nb::module_::import_("perdure.wrappers").attr("inner_name")(nb::handle(module));
+}
+
 void collect_names(PyObject* module, const std::string& prefix, int depth,
                    std::vector<ParameterName>& out) {
   if (depth > kMaxModuleDepth) throw Error(ErrorCode::invalid, "a module that contains itself");
   for_each_member(module, torch_objects().parameters, [&](PyObject* name, PyObject* tensor) {
     out.push_back({tensor, prefix + utf8(name)});
   });
+  const nb::object inner = inner_name(module);
   for_each_member(module, torch_objects().modules, [&](PyObject* name, PyObject* child) {
-    collect_names(child, prefix + utf8(name) + ".", depth + 1, out);
+    const bool wrapped = nb::handle(name).equal(inner);
+    collect_names(child, wrapped ? prefix : prefix + utf8(name) + ".", depth + 1, out);
   });
 }
 

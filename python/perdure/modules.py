@@ -6,6 +6,7 @@ from . import _core
 from .bits import same_bits
 from .tensors import Placement, is_plain
 from .values import decode
+from .wrappers import own_keys, plain_keys, plain_state
 
 
 class ModuleEntry:
@@ -18,24 +19,25 @@ class ModuleEntry:
         self._options = options  # .strict: of the load that is going on
 
     def state_dict(self):
-        return self.encoder.encode(self._module.state_dict())
+        return self.encoder.encode(plain_state(self._module))
 
     def live(self):
         """Those entries of the state_dict whose tensors are the module's own: a restore reads straight into them."""
-        return self.encoder.encode({k: x for k, x in self._module.state_dict().items() if is_plain(x)})
+        return self.encoder.encode({k: x for k, x in plain_state(self._module).items() if is_plain(x)})
 
     def check(self, value) -> list[str]:
         """What does not fit. Tensors that will be read straight into the module's have no data yet."""
         saved = decode(value, Placement("meta"))
         if not isinstance(saved, dict):
             return [f"a {type(saved).__name__} in the file, where a module's state_dict is wanted"]
-        own = self._module.state_dict()
+        saved = plain_keys(saved, self._module)
+        own = plain_state(self._module)
         return [*self._names(saved, own), *self._misfits(saved, own), *self._untied(value, own)]
 
     def load_state_dict(self, value):
-        saved = decode(value, Placement("cpu"))
-        if not _is_plain(self._module) or not _is_there(saved, self._module.state_dict()):
-            self._module.load_state_dict(saved, strict=self._options.strict)
+        saved = plain_keys(decode(value, Placement("cpu")), self._module)
+        if not _is_plain(self._module) or not _is_there(saved, plain_state(self._module)):
+            self._module.load_state_dict(own_keys(saved, self._module), strict=self._options.strict)
 
     def _names(self, saved, own):
         if not self._options.strict:  # a wrapper's prefix on every key must not look like a success
@@ -52,6 +54,7 @@ class ModuleEntry:
     def _untied(self, value, own):
         """Tied in the module, but two different values in the file: one of them would be lost."""
         saved = {k.scalar(): x for k, x in value.entries() if x.kind is _core.Kind.tensor}
+        saved = plain_keys(saved, self._module)
         for keys in _ties(own):
             first = keys[0]
             for other in keys[1:]:

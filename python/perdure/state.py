@@ -25,6 +25,10 @@ class TrainingState:
 
     A module without an optimizer is refused, unless optimizer=None says that there is none.
 
+    What DistributedDataParallel, DataParallel or torch.compile have wrapped, the whole model or parts of it, is saved
+    under the names of the plain module, and fits it and any other wrapping of it. An AveragedModel has state of its
+    own, and so names of its own ("n_averaged", "module.").
+
     A restore checks everything before it changes anything, and lists all that does not fit. Lists, dicts, tensors
     and arrays are filled in place where they fit, so that other names for them stay right; other values are
     replaced. It matches an optimizer's state by parameter names, and gives back its exact bits.
