@@ -1,4 +1,4 @@
-"""Random number generators as part of a TrainingState."""
+"""The global random number generators as part of a TrainingState."""
 
 import random
 import sys
@@ -83,15 +83,3 @@ def _add(core_state, name, kind):
     core_state.add_rng(
         name, lambda: encode(capture(), f"state['rng'][{name!r}]"), lambda value: restore(_tensor(value))
     )
-
-
-def generator_functions(thing):
-    """(get, set) for a generator object of one's own; None where `thing` is none."""
-    if isinstance(thing, torch.Generator):
-        return thing.get_state, thing.set_state
-    if type(thing) is random.Random:
-        return thing.getstate, thing.setstate
-    numpy = sys.modules.get("numpy")
-    if numpy is not None and isinstance(thing, numpy.random.Generator):
-        return lambda: thing.bit_generator.state, lambda s: setattr(thing.bit_generator, "state", s)
-    return None

@@ -7,6 +7,7 @@ import torch
 from . import _core, rng
 from .arrays import numpy
 from .errors import InvalidError
+from .generators import generator_entry
 from .modules import ModuleEntry
 from .optimizers import OptimizerEntry
 from .tensors import Placement, allocate
@@ -19,9 +20,10 @@ class TrainingState:
         state = perdure.TrainingState(model=model, optimizer=optimizer, scheduler=scheduler, epoch=0)
 
     Taken are: modules, optimizers, and whatever else has state_dict() and load_state_dict() (schedulers, GradScaler,
-    StatefulDataLoader, classes of your own); torch, numpy and Python generators; and plain values, which become
-    attributes (state.epoch += 1). By itself it holds `step` (state.step += 1 at every optimizer step) and the
-    global random state of Python, numpy, torch and every CUDA device.
+    StatefulDataLoader, classes of your own); generators (torch.Generator, numpy's Generator, RandomState and bit
+    generators, random.Random); and plain values, which become attributes (state.epoch += 1). By itself it holds
+    `step` (state.step += 1 at every optimizer step) and the global random state of Python, numpy, torch and every
+    CUDA device.
 
     A module without an optimizer is refused, unless optimizer=None says that there is none.
 
@@ -126,7 +128,12 @@ class TrainingState:
         self._optimizers.add(optimizer)
 
     def _add_object(self, name, thing) -> bool:
-        functions = rng.generator_functions(thing) or _state_functions(thing)
+        if generator := generator_entry(name, thing):
+            self._entry(
+                name, _core.Role.other, generator.state_dict, generator.load_state_dict, check=generator.check
+            )
+            return True
+        functions = _state_functions(thing)
         if not functions:
             return False
         get, put = functions
