@@ -5,6 +5,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from .epoch_order import EpochOrder, Generators, SeededDataset
 from .errors import InvalidTypeError
 from .rng import host_state, put_host_state
+from .stateful_loader import is_stateful_loader
 from .workers import outliving
 
 
@@ -50,6 +51,8 @@ class ResumableLoader:
                 f"a torch.utils.data.DataLoader is wanted, not a {type(loader).__qualname__}; whatever has state_dict() "
                 "and load_state_dict() goes into a TrainingState as it is"
             )
+        if is_stateful_loader(loader):
+            raise InvalidTypeError("a StatefulDataLoader keeps its own place: it goes into a TrainingState as it is")
         self._loader = loader
         self._received = 0  # batches of this epoch
         self._resume = None  # what the order of the next epoch is drawn from, where it is the rest of one

@@ -10,6 +10,7 @@ from .errors import InvalidError
 from .generators import generator_entry
 from .modules import ModuleEntry
 from .optimizers import OptimizerEntry
+from .stateful_loader import stateful_loader_functions
 from .tensors import Placement, allocate
 from .values import decode, encode
 
@@ -133,7 +134,7 @@ class TrainingState:
                 name, _core.Role.other, generator.state_dict, generator.load_state_dict, check=generator.check
             )
             return True
-        functions = _state_functions(thing)
+        functions = stateful_loader_functions(thing) or _state_functions(thing)
         if not functions:
             return False
         get, put = functions
