@@ -3,8 +3,9 @@
 from typing import Any, NamedTuple
 
 import torch
-from torch.utils.data import get_worker_info
+from torch.utils.data import Sampler, get_worker_info
 
+from .generators import generator_functions
 from .rng import host_state, put_host_state, seed_host
 
 _END = object()
@@ -15,30 +16,49 @@ class Generators:
     have, and the epoch of those with set_epoch()."""
 
     def __init__(self, loader):
-        samplers = []
-        for sampler in (loader.batch_sampler, loader.sampler):
-            while sampler is not None and all(sampler is not known for known in samplers):
-                samplers.append(sampler)
-                sampler = getattr(sampler, "sampler", None)
+        samplers = _samplers(loader)
         self._own = {}  # by identity: mostly, loader and sampler have the same one
         for holder in (loader, *samplers):
-            if isinstance(generator := getattr(holder, "generator", None), torch.Generator):
-                self._own[id(generator)] = generator
+            for thing in vars(holder).values():
+                if functions := generator_functions(thing):
+                    self._own[id(thing)] = functions
         self._with_epoch = [s for s in samplers if hasattr(s, "set_epoch") and hasattr(s, "epoch")]
 
     def state(self) -> dict:
+        return {**host_state(), **self.own_state()}
+
+    def own_state(self) -> dict:
+        """Without the global ones, which a TrainingState has anyway."""
         return {
-            **host_state(),
-            "own": [generator.get_state() for generator in self._own.values()],
+            "own": [get() for get, _ in self._own.values()],
             "epochs": [sampler.epoch for sampler in self._with_epoch],
         }
 
     def put(self, state: dict) -> None:
         put_host_state(state)
-        for generator, own in zip(self._own.values(), state["own"], strict=True):
-            generator.set_state(own)
+        for (_, put), own in zip(self._own.values(), state["own"], strict=True):
+            put(own)
         for sampler, epoch in zip(self._with_epoch, state["epochs"], strict=True):
             sampler.set_epoch(epoch)
+
+    def counts(self, state: dict) -> list:
+        """(what, how many in a state, how many here)"""
+        return [
+            ("generators in the loader and its samplers", len(state["own"]), len(self._own)),
+            ("samplers with set_epoch()", len(state["epochs"]), len(self._with_epoch)),
+        ]
+
+
+def _samplers(loader) -> list:
+    """Those of a loader, and those in them."""
+    found, ahead = [], [loader.batch_sampler, loader.sampler]
+    while ahead:
+        sampler = ahead.pop(0)
+        if not hasattr(sampler, "__dict__") or any(sampler is known for known in found):
+            continue
+        found.append(sampler)
+        ahead += [x for name, x in vars(sampler).items() if name == "sampler" or isinstance(x, Sampler)]
+    return found
 
 
 class EpochOrder:

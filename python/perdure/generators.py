@@ -13,7 +13,7 @@ from .values import decode, encode
 def generator_entry(name, thing):
     """A GeneratorEntry for a generator object; None where `thing` is none."""
     _refuse(name, thing)
-    functions = _functions(thing)
+    functions = generator_functions(thing)
     return functions and GeneratorEntry(name, thing, *functions)
 
 
@@ -59,7 +59,8 @@ def _refuse(name, thing):
         )
 
 
-def _functions(thing):
+def generator_functions(thing):
+    """(get, put) of its state; None where `thing` is no generator."""
     if isinstance(thing, torch.Generator):
         return thing.get_state, thing.set_state
     if isinstance(thing, random.Random):

@@ -6,13 +6,14 @@ import torch
 
 from . import _core, rng
 from .arrays import numpy
-from .errors import InvalidError
+from .errors import InvalidError, InvalidTypeError
 from .generators import generator_entry
+from .loader import ResumableLoader
 from .modules import ModuleEntry
 from .optimizers import OptimizerEntry
 from .stateful_loader import stateful_loader_functions
 from .tensors import Placement, allocate
-from .values import decode, encode
+from .values import decode, decode_structure, encode
 
 
 class TrainingState:
@@ -136,10 +137,16 @@ class TrainingState:
             return True
         functions = stateful_loader_functions(thing) or _state_functions(thing)
         if not functions:
+            if isinstance(thing, torch.utils.data.DataLoader):
+                raise InvalidTypeError(
+                    f"{name!r} is a DataLoader, which does not know its place: register perdure.ResumableLoader(it), and "
+                    "iterate over that"
+                )
             return False
         get, put = functions
+        check = (lambda v: thing._misfits(decode_structure(v))) if isinstance(thing, ResumableLoader) else None
         self._entry(name, _core.Role.other, lambda: encode(get(), f"state[{name!r}]"),
-                    lambda value: put(decode(value, Placement(fallback="cpu"))))  # fmt: skip
+                    lambda value: put(decode(value, Placement(fallback="cpu"))), check=check)  # fmt: skip
         return True
 
     def _add_value(self, name, value):

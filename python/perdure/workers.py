@@ -5,15 +5,18 @@ import multiprocessing
 import signal
 from multiprocessing import resource_tracker
 
+from torch.utils.data import get_worker_info
+
 from . import _core
+from .epoch_order import SeededDataset
 
 
 @contextlib.contextmanager
-def outliving(loader):
+def outliving(loader, seeded: bool):
     """While `loader` starts workers in this block, none of those that begin with the worker_init_fn given here ends at
-    a signal that a manager watches."""
+    a signal that a manager watches. `seeded` says that a SeededDataset stands in for their dataset."""
     signals = _core.watched_signals() if loader.num_workers else []
-    if not signals:
+    if not signals and not seeded:
         yield loader.worker_init_fn
         return
     blocked = _block(signals, _start_method(loader))
@@ -24,7 +27,7 @@ def outliving(loader):
 
 
 class WorkerInit:
-    """A worker_init_fn that calls the user's own when it has put back what torch, or a new interpreter, has taken."""
+    """A worker_init_fn that puts back what torch, or a new interpreter, has taken, and then calls the user's own."""
 
     def __init__(self, own, signals, blocked):
         self.own, self.signals, self.blocked = own, signals, blocked
@@ -32,6 +35,9 @@ class WorkerInit:
     def __call__(self, worker_id):
         _core.watch_signals_in_child(self.signals, multiprocessing.parent_process().pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, self.blocked)
+        info = get_worker_info()
+        if info is not None and isinstance(info.dataset, SeededDataset):
+            object.__setattr__(info, "dataset", info.dataset.dataset)  # which its user knows; it is a frozen dataclass
         if self.own is not None:
             self.own(worker_id)
 
