@@ -35,10 +35,10 @@ class ResumableLoader:
     Python's global generator, from generators that the loader and its samplers have as attributes (which then are for
     nothing else), or from set_epoch(). Those of torch do.
 
-    An IterableDataset cannot skip: what was received is loaded again and dropped. That is exact where it draws random
-    numbers at its beginning, from generators of its own or in workers, and not where its draws from the global
-    generators alternate with the training's. (torchdata's StatefulDataLoader can skip; a TrainingState takes it as it
-    is.)
+    An IterableDataset cannot skip: what was received is loaded again and dropped. That is exact where all that it gives
+    depends on is the global generators (in workers: the worker's) at its beginning; not where, in the main process, its
+    draws alternate with the training's, or where it keeps state from one epoch to the next. (torchdata's
+    StatefulDataLoader can skip; a TrainingState takes it as it is.)
 
     Random transforms: in the main process (num_workers=0) they draw from the global generators, which a restore
     gives back. Workers draw from generators of their own, which begin anew whenever workers do, so those numbers

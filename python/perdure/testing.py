@@ -22,6 +22,7 @@ import hashlib
 import json
 import multiprocessing
 import os
+import pickle
 import signal
 import tempfile
 import traceback
@@ -35,6 +36,7 @@ from .manager import CheckpointManager
 from .rng import seed_host
 
 _MOST_NAMES = 8
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
 
 
 class NotExactError(AssertionError):
@@ -47,37 +49,49 @@ def check_exact_resume(make_training, steps: int = 20, kill_after: int | None = 
     bit by bit.
 
     `make_training` is called in each child process and returns a TrainingState and a generator function: see this
-    module's text. It must be importable by name (no lambda, nothing local). Both runs begin with the same states of the
-    global generators, for it does not matter here whether the training seeds them, and save at the same step,
+    module's text. What it yields at each step is the loss: a number, a tensor, or a list or dict of them. It must be
+    importable by name (no lambda, nothing local). Both runs begin with the same states of the global generators, for
+    it does not matter here whether the training seeds them, and save at the same step, the first one that is not below
     `kill_after` (default: the middle), into a directory that is removed afterwards.
 
-    Raises NotExactError, with the first step that differs and what differs; and RuntimeError where a child process
-    fails, with its traceback.
+    Raises NotExactError, with the first step that differs, what differs, and what is usually the cause; and
+    RuntimeError where a child process fails, with its traceback.
     """
     kill_after = steps // 2 if kill_after is None else kill_after
     if not 0 < kill_after < steps:
         raise InvalidError(f"kill_after is between 0 and the number of steps ({steps}), not {kill_after}")
+    _require_importable(make_training)
     with tempfile.TemporaryDirectory(prefix="perdure-exact-") as folder:
         task = _Task(make_training, steps, kill_after, Path(folder))
         whole = task.run("whole")
         task.run("killed", kill=True)
-        resumed = task.run("killed", log="resumed")
-        difference = _first_difference(whole, resumed, kill_after)
+        resumed = task.run("killed", log="resumed", resume=True)
+        saved_at = min(resumed)
+        difference = _first_difference(whole, resumed, saved_at)
         if difference is None:
             return
         again = _first_difference(whole, task.run("again"), 0)
-        raise NotExactError(_explain(difference, kill_after, again))
+        raise NotExactError(_explain(difference, saved_at, again))
+
+
+def _require_importable(make_training):
+    try:
+        pickle.dumps(make_training)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise InvalidError(
+            f"child processes cannot import make_training ({error}): define it at the top of a module"
+        ) from None
 
 
 class _Task:
     def __init__(self, make_training, steps, kill_after, folder):
         self.make_training, self.steps, self.kill_after, self.folder = make_training, steps, kill_after, folder
 
-    def run(self, name, kill=False, log=None) -> dict:
+    def run(self, name, kill=False, resume=False, log=None) -> dict:
         """What a child process saw: {step: {"loss": ..., "state": {path: digest}}}."""
         record = self.folder / f"{log or name}.jsonl"
         arguments = (
-            self.make_training, self.steps, self.kill_after, self.folder / name, record, kill
+            self.make_training, self.steps, self.kill_after, self.folder / name, record, kill, resume
         )  # fmt: skip
         child = multiprocessing.get_context("spawn").Process(target=_child, args=arguments)
         child.start()
@@ -90,20 +104,23 @@ class _Task:
         return {line["step"]: line for line in map(json.loads, record.read_text().splitlines())}
 
 
-def _child(make_training, steps, kill_after, run, record, kill):
+def _child(make_training, steps, kill_after, run, record, kill, resume):
     try:
-        seed_host(1 if not run.exists() else 2)  # what a resumed run draws must come from the checkpoint
+        seed_host(2 if resume else 1)  # what a resumed run draws must come from the checkpoint
         state, train = make_training()
         with CheckpointManager(run, on_error="raise") as checkpoints, record.open("a") as out:
-            if checkpoints.restore(state) is not None:
+            if resume:
+                checkpoints.restore(state)
                 _write(out, state, None)
+            saved = resume
             for loss in train():
                 _write(out, state, loss)
-                if state.step == kill_after:
-                    checkpoints.save(state).wait()
-                elif kill and state.step > kill_after:
+                if kill and saved:
                     os.kill(os.getpid(), signal.SIGKILL)
-                if state.step >= steps:
+                if state.step >= kill_after and not saved:
+                    checkpoints.save(state).wait()
+                    saved = True
+                if state.step >= steps and not kill:
                     return
             raise RuntimeError(f"train() ended at step {state.step}, before step {steps}: does it count state.step?")
     except BaseException:
@@ -118,24 +135,33 @@ def _write(out, state, loss):
     out.flush()
 
 
-def _loss(loss):
-    value = float(loss.detach() if isinstance(loss, torch.Tensor) else loss)
-    return [repr(value), value.hex()]
+def _loss(loss) -> str:
+    if isinstance(loss, dict):
+        return ", ".join(f"{name} {_loss(x)}" for name, x in loss.items())
+    if isinstance(loss, list | tuple):
+        return ", ".join(map(_loss, loss))
+    return repr(float(loss.detach() if isinstance(loss, torch.Tensor) else loss))  # as many digits as it takes
 
 
 def _digest(value, path, out):
     if isinstance(value, dict):
         for key, item in value.items():
             _digest(item, f"{path}[{key!r}]", out)
-    elif isinstance(value, list | tuple) and any(isinstance(x, torch.Tensor | dict | list | tuple) for x in value):
+    elif isinstance(value, list | tuple) and not all(isinstance(x, _PLAIN) for x in value):
         for i, item in enumerate(value):
             _digest(item, f"{path}[{i}]", out)
     elif isinstance(value, torch.Tensor):
-        data = raw(value).cpu().numpy().tobytes()
-        out[path] = f"{value.dtype} {tuple(value.shape)} {hashlib.blake2b(data, digest_size=16).hexdigest()}"
+        out[path] = f"{value.dtype} {tuple(value.shape)} {_hash(raw(value).cpu().numpy().tobytes())}"
+    elif hasattr(value, "tobytes"):
+        out[path] = f"{value.dtype} {value.shape} {_hash(value.tobytes())}"
+    elif isinstance(value, set):  # their order is another one in each process
+        out[path] = _hash(repr(sorted(map(repr, value))).encode())
     else:
-        text = value.tobytes() if hasattr(value, "tobytes") else repr(value).encode()
-        out[path] = hashlib.blake2b(text, digest_size=16).hexdigest()
+        out[path] = _hash(repr(value).encode())
+
+
+def _hash(data) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
 def _first_difference(whole, other, begin):
@@ -162,7 +188,7 @@ def _explain(difference, kill_after, again):
     )
     text = f"{where}."
     if there is not None and here != there:
-        text += f" The loss: {here[0]} without the kill, {there[0]} resumed."
+        text += f" The loss: {here} without the kill, {there} resumed."
     if names:
         text += f" What differs: {names}."
     return text + "\n" + _cause(step, kill_after, paths, again)

@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import perdure
-from perdure.testing import NotExactError, check_exact_resume
+from perdure.testing import NotExactError, _digest, check_exact_resume
 
 
 def training(loader=None, noise=None, register=(), seed=1):
@@ -49,11 +49,6 @@ def forgets_a_generator():
     return training(perdure.ResumableLoader, rng.random)
 
 
-def knows_its_generator():
-    rng = numpy.random.default_rng(1)
-    return training(perdure.ResumableLoader, rng.random, {"noise": rng})
-
-
 def never_the_same():
     return training(perdure.ResumableLoader, seed=time.time_ns() % 2**31)
 
@@ -83,7 +78,20 @@ def fails():
     raise ValueError("no data here")
 
 
-@pytest.mark.parametrize("make", [exact, knows_its_generator])
+def two_losses_at_every_third_step():
+    rng = numpy.random.default_rng(1)
+    things = {"noise": rng, "names": {"a", "b", "c", "d"}, "arrays": [numpy.zeros(2)]}
+    state, train = training(perdure.ResumableLoader, rng.random, things)
+
+    def every_third():
+        for loss in train():
+            if state.step % 3 == 0:
+                yield {"loss": loss, "parts": [loss / 2, 1.0]}
+
+    return state, every_third
+
+
+@pytest.mark.parametrize("make", [exact, two_losses_at_every_third_step])
 def test_says_nothing_of_an_exact_one(make):
     check_exact_resume(make, steps=12, kill_after=7)
 
@@ -104,9 +112,36 @@ def test_says_what_is_wrong(make, words):
         assert word in str(caught.value), caught.value
 
 
+@pytest.mark.parametrize(
+    "one, other, paths",
+    [
+        ({"a": torch.tensor(0.0)}, {"a": torch.tensor(-0.0)}, ["['a']"]),
+        ({"a": torch.zeros(2)}, {"a": torch.zeros(2, 1)}, ["['a']"]),
+        ([numpy.zeros(5000)], [numpy.eye(1, 5000, 2500)[0]], ["[0]"]),  # the same, when they are printed
+        ({"a": [1, [0.1, 2]]}, {"a": [1, [0.1, 3]]}, ["['a'][1]"]),
+        ({"a": 1, "b": {"x"}}, {"a": 1, "b": {"y"}}, ["['b']"]),
+        ({"names": {"a", "b", "c"}}, {"names": {"c", "b", "a"}}, []),
+    ],
+)
+def test_every_bit_is_compared(one, other, paths):
+    digests = {}, {}
+    _digest(one, "", digests[0]), _digest(other, "", digests[1])
+    assert [path for path in digests[0] if digests[0][path] != digests[1][path]] == paths
+
+
 def test_a_training_that_fails():
     with pytest.raises(RuntimeError, match="(?s)child process.*no data here"):
         check_exact_resume(fails, steps=4)
+
+
+def test_a_training_that_ends_too_soon():
+    with pytest.raises(RuntimeError, match="ended at step 25, before step 30"):
+        check_exact_resume(exact, steps=30)
+
+
+def test_a_training_that_nobody_can_import():
+    with pytest.raises(perdure.InvalidError, match="at the top of a module"):
+        check_exact_resume(lambda: exact(), steps=4)
 
 
 def test_steps_that_mean_nothing():
