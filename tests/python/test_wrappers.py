@@ -109,6 +109,24 @@ def test_crossing(tmp_path, before, after):
     assert second.train(2).bits() == first.bits()
 
 
+@pytest.mark.parametrize("before, after", [("ddp", "plain"), ("plain", "compiled"), ("compiled", "ddp")])
+def test_an_optimizer_of_named_parameters(tmp_path, before, after):
+    """PyTorch notes their names in it, with those of the wrappers."""
+
+    def named(wrapping, seed):
+        run = Run(wrapping, seed)
+        run.optimizer = torch.optim.AdamW(list(run.model.named_parameters()), lr=0.1)
+        run.state = perdure.TrainingState(model=run.model, optimizer=run.optimizer)
+        return run
+
+    first = named(before, seed=1).train(2)
+    saved(first, tmp_path)
+    second = named(after, seed=2)
+    names = second.optimizer.param_groups[0]["param_names"]
+    assert restored(second, tmp_path).bits() == first.bits()
+    assert second.optimizer.param_groups[0]["param_names"] == names
+
+
 @pytest.mark.parametrize("wrapping", [w for w in WRAPPINGS if w != "plain"])
 def test_the_file_is_that_of_the_plain_module(tmp_path, wrapping):
     def records(wrapping):

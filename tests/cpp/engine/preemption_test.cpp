@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <csignal>
+#include <functional>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/gated_storage.hpp"
@@ -26,6 +27,24 @@ class PreemptionTest : public RunFixture {
     int status = 0;
     ::waitpid(child, &status, 0);
     return WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
+  }
+  // SIGUSR2, of a child that begins with `begin`.
+  static void expect_only_the_parent_ends_it(const std::function<void()>& begin) {
+    int ready[2];
+    ASSERT_EQ(::pipe(ready), 0);
+    const pid_t worker = ::fork();
+    if (worker == 0) {
+      begin();
+      ::raise(SIGUSR2);  // not from the parent
+      static_cast<void>(!::write(ready[1], "x", 1));
+      for (;;) ::pause();
+    }
+    ::close(ready[1]);
+    char byte = 0;
+    EXPECT_EQ(::read(ready[0], &byte, 1), 1);
+    ::kill(worker, SIGUSR2);
+    EXPECT_EQ(status_of(worker), -SIGUSR2);
+    ::close(ready[0]);
   }
 };
 
@@ -115,21 +134,22 @@ TEST_F(PreemptionTest, WhatIsNoSignalIsRefused) {
 // A scheduler signals all of a job's processes; multiprocessing ends its workers by SIGTERM.
 TEST_F(PreemptionTest, AForkedChildIgnoresItUnlessItComesFromItsParent) {
   auto manager = open(on({SIGUSR2}));
-  int ready[2];
-  ASSERT_EQ(::pipe(ready), 0);
-  const pid_t worker = ::fork();
-  if (worker == 0) {
-    ::raise(SIGUSR2);  // not from the parent
-    static_cast<void>(!::write(ready[1], "x", 1));
-    for (;;) ::pause();
-  }
-  char byte = 0;
-  ASSERT_EQ(::read(ready[0], &byte, 1), 1);
+  expect_only_the_parent_ends_it([] {});
   EXPECT_FALSE(manager.preempted());
-  ::kill(worker, SIGUSR2);
-  EXPECT_EQ(status_of(worker), -SIGUSR2);
-  ::close(ready[0]);
-  ::close(ready[1]);
+}
+
+// As PyTorch does in DataLoader workers.
+TEST_F(PreemptionTest, AChildWhoseLibrariesHandleItCanWatchItAgain) {
+  auto manager = open(on({SIGUSR1, SIGUSR2}));
+  EXPECT_EQ(watched_signals(), (std::vector<int>{SIGUSR1, SIGUSR2}));
+  expect_only_the_parent_ends_it([parent = ::getpid()] {
+    std::signal(SIGUSR2, SIG_DFL);
+    if (!watched_signals().empty()) ::_exit(1);
+    watch_signals_in_child({SIGUSR2}, parent);
+  });
+  EXPECT_FALSE(manager.preempted());
+  manager.close();
+  EXPECT_TRUE(watched_signals().empty());
 }
 
 TEST_F(PreemptionTest, AChildWithAManagerOfItsOwnIsAProcessLikeAnyOther) {
