@@ -80,9 +80,14 @@ class ResumableLoader:
             self._running.superseded = True
         self._running = _Iteration()
         before = host_state()
-        batches = self._replayed(resume) if self._order is None else self._ordered(resume)
-        if resume is not None:
-            put_host_state(before)  # drawing the order again must not be seen
+        try:
+            batches = self._replayed(resume) if self._order is None else self._ordered(resume)
+        except BaseException:
+            self._resume = resume  # no workers to be had, say: the next attempt finds the place, too
+            raise
+        finally:
+            if resume is not None:
+                put_host_state(before)  # drawing the order again must not be seen
         return self._counted(batches, self._running)
 
     def __len__(self):
@@ -158,8 +163,8 @@ class ResumableLoader:
         unseen = self._makes_workers_again()
         if resume is not None:
             self._order.resume(self._received, resume)
-        elif unseen:
-            self._order.resume(0, self._generators.state())
+        else:
+            self._order.resume(0, self._generators.state() if unseen else None)
         batches = self._iterator({self._name: self._order, "dataset": self._dataset})
         if resume is not None or unseen:
             self._order.begin()

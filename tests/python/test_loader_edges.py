@@ -129,6 +129,21 @@ def test_saved_again_before_it_goes_on():
     assert first.seen + resumed(Run(LOADERS["shuffled"]), again).train() == whole
 
 
+@pytest.mark.parametrize("dataset", [Numbers, Stream])
+def test_a_second_attempt_to_go_on(monkeypatch, dataset):
+    seed(1)
+    whole = Run(lambda: {"batch_size": 4}, dataset()).train()
+    seed(1)
+    first = Run(lambda: {"batch_size": 4}, dataset())
+    second = resumed(Run(lambda: {"batch_size": 4}, dataset()), first.train(save_at=8))
+    with monkeypatch.context() as context:
+        context.setattr(DataLoader, "_get_iterator", lambda self: 1 / 0)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                iter(second.loader)
+    assert first.seen + second.train() == whole
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_restored_while_workers_are_busy(persistent):
     def more():
