@@ -41,10 +41,10 @@ class ResumableLoader:
     StatefulDataLoader can skip; a TrainingState takes it as it is.)
 
     Random transforms: in the main process (num_workers=0) they draw from the global generators, which a restore
-    gives back. Workers draw from generators of their own, which begin anew whenever workers do, so those numbers
-    do not come back. With `seed_samples=True` each sample is loaded with torch's, numpy's and Python's global generators
-    seeded by its place in the epoch, so that it is the same wherever and whenever it is loaded. Generators that a
-    transform or a dataset keeps for itself are not seeded.
+    gives back. Workers draw from generators of their own, which begin anew whenever workers do, so those numbers do not
+    come back. With `seed_samples=True` each sample is loaded with torch's, numpy's and Python's global generators seeded
+    by its place in the epoch, so that it is the same wherever and whenever it is loaded. Generators that a transform or
+    a dataset keeps for itself are not seeded.
 
     Workers, forked and spawned ones, live on at the signals that a manager watches (save_on_signal), unless those
     come from their parent. Those of a fork server (multiprocessing_context="forkserver", Python 3.14's default) end
@@ -212,8 +212,8 @@ class _Iteration:
     def require_latest(self):
         if self.superseded:
             raise InvalidError(
-                "this loop over a ResumableLoader goes on after another one over the same has begun: it keeps one place "
-                "only. Give each loop a DataLoader and a ResumableLoader of its own"
+                "this loop over a ResumableLoader goes on after another one over the same has begun: it keeps one "
+                "place only. Give each loop a DataLoader and a ResumableLoader of its own"
             )
 
 
@@ -227,8 +227,8 @@ def _require_suitable(loader, seed_samples):
         )
     if loader.num_workers and not getattr(loader, "in_order", True):
         raise InvalidError(
-            "a DataLoader with in_order=False gives batches in whatever order its workers have them ready, so the first "
-            "ones received are not the first ones of the epoch: leave it out"
+            "a DataLoader with in_order=False gives batches in whatever order its workers have them ready, so the "
+            "first ones received are not the first ones of the epoch: leave it out"
         )
     if seed_samples and isinstance(loader.dataset, IterableDataset):
         raise InvalidTypeError("seed_samples=True needs a dataset with indices; this one is an IterableDataset")

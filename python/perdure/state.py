@@ -139,8 +139,8 @@ class TrainingState:
         if not functions:
             if isinstance(thing, torch.utils.data.DataLoader):
                 raise InvalidTypeError(
-                    f"{name!r} is a DataLoader, which does not know its place: register perdure.ResumableLoader(it), and "
-                    "iterate over that"
+                    f"{name!r} is a DataLoader, which does not know its place: register perdure.ResumableLoader(it), "
+                    "and iterate over that"
                 )
             return False
         get, put = functions

@@ -43,13 +43,17 @@ SCHEDULERS = {
     "LinearLR": lambda o: lr_scheduler.LinearLR(o, 0.3, 1.0, 6),
     "ExponentialLR": lambda o: lr_scheduler.ExponentialLR(o, 0.9),
     "SequentialLR": one_after_the_other,
-    "SequentialLR, nested": lambda o: lr_scheduler.SequentialLR(o, [one_after_the_other(o), lr_scheduler.StepLR(o, 1)], [4]),
+    "SequentialLR, nested": lambda o: lr_scheduler.SequentialLR(
+        o, [one_after_the_other(o), lr_scheduler.StepLR(o, 1)], [4]
+    ),
     "PolynomialLR": lambda o: lr_scheduler.PolynomialLR(o, 7, 2.0),
     "CosineAnnealingLR": lambda o: lr_scheduler.CosineAnnealingLR(o, 4, 1e-3),
     "ChainedScheduler": lambda o: lr_scheduler.ChainedScheduler(
         [lr_scheduler.ConstantLR(o, 0.5, 3), lr_scheduler.ExponentialLR(o, 0.8)]
     ),
-    "ChainedScheduler, nested": lambda o: lr_scheduler.ChainedScheduler([one_after_the_other(o), lr_scheduler.StepLR(o, 3)]),
+    "ChainedScheduler, nested": lambda o: lr_scheduler.ChainedScheduler(
+        [one_after_the_other(o), lr_scheduler.StepLR(o, 3)]
+    ),
     "ReduceLROnPlateau": lambda o: lr_scheduler.ReduceLROnPlateau(o, patience=1, cooldown=1, threshold=0.5),
     "CyclicLR": lambda o: lr_scheduler.CyclicLR(o, 1e-3, 0.1, 2, 3, mode="exp_range", gamma=0.9),
     "CyclicLR, a callable object": lambda o: lr_scheduler.CyclicLR(o, 1e-3, 0.1, 2, 3, scale_fn=Warmup()),
@@ -126,7 +130,8 @@ class Loop:
         torch.manual_seed(seed)
         bias = make_optimizer is not torch.optim.Muon  # it takes matrices only
         sparse = make_optimizer is torch.optim.SparseAdam
-        self.model = Sparse() if sparse else nn.Sequential(nn.Linear(3, 4, bias), nn.Dropout(0.2), nn.Linear(4, 2, bias))
+        dense = nn.Sequential(nn.Linear(3, 4, bias), nn.Dropout(0.2), nn.Linear(4, 2, bias))
+        self.model = Sparse() if sparse else dense
         first, *rest = self.model.parameters()
         alone = sparse or getattr(make_optimizer, "func", None) is torch.optim.LBFGS
         groups = [first, *rest] if alone else [{"params": [first]}, {"params": rest}]

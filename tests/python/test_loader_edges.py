@@ -188,8 +188,14 @@ def test_two_loops_at_once():
     [
         (lambda: DataLoader(range(24), 4, shuffle=True), "23 samples in an epoch in the file, 24"),
         (lambda: DataLoader(Numbers(), 5, shuffle=True), "6 batches in an epoch in the file, 5"),
-        (lambda: DataLoader(Numbers(), 4, shuffle=True, generator=torch.Generator()), "0 generators in the loader and its samplers in the file, 1"),
-        (lambda: DataLoader(Numbers(), 4, sampler=DistributedSampler(range(23), 1, 0)), r"0 samplers with set_epoch\(\) in the file, 1"),
+        (
+            lambda: DataLoader(Numbers(), 4, shuffle=True, generator=torch.Generator()),
+            "0 generators in the loader and its samplers in the file, 1",
+        ),
+        (
+            lambda: DataLoader(Numbers(), 4, sampler=DistributedSampler(range(23), 1, 0)),
+            r"0 samplers with set_epoch\(\) in the file, 1",
+        ),
         (lambda: DataLoader(Stream(), 4), "23 samples in an epoch in the file, None"),
     ],
 )

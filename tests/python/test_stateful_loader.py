@@ -39,16 +39,19 @@ ARGUMENTS = {
     "in order": lambda: {"dataset": list(range(SAMPLES))},
     "shuffled": lambda: {"dataset": list(range(SAMPLES)), "shuffle": True},
     "shuffled by a generator": lambda: {
-        "dataset": list(range(SAMPLES)), "shuffle": True, "generator": torch.Generator().manual_seed(int(torch.randint(99, ())))
+        "dataset": list(range(SAMPLES)),
+        "shuffle": True,
+        "generator": torch.Generator().manual_seed(int(torch.randint(99, ()))),
     },
     "a stream": lambda: {"dataset": Stream()},
-}  # fmt: skip
+}
 
 
 class Run:
     def __init__(self, seed, arguments, workers):
         torch.manual_seed(seed), random.seed(seed)
-        self.loader = stateful_dataloader.StatefulDataLoader(batch_size=3, num_workers=workers, **ARGUMENTS[arguments]())
+        options = {"batch_size": 3, "num_workers": workers, **ARGUMENTS[arguments]()}
+        self.loader = stateful_dataloader.StatefulDataLoader(**options)
         self.state = perdure.TrainingState(loader=self.loader, epoch=0, optimizer=None)
         self.seen = []
 
