@@ -1,15 +1,18 @@
 #include "io/pages.hpp"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cstdint>
-#include <fstream>
 #include <limits>
 #include <optional>
 #include <string>
+#include <string_view>
 
 #include "io/errors.hpp"
 
@@ -20,43 +23,63 @@ constexpr std::uint64_t kHugePage = std::uint64_t{2} << 20;
 
 constexpr std::uint64_t kUnlimited = std::numeric_limits<std::uint64_t>::max();
 
-std::optional<std::uint64_t> number_in(const std::string& path) {
-  std::ifstream file(path);
+// Without iostreams: what those make of a number is up to the program's locale, and CUDA's and
+// LibTorch's libraries have been seen to bring parts of another standard library along.
+std::string text_of(const std::string& path) {
+  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
   std::string text;
+  if (file < 0) return text;
+  std::array<char, 4096> part;
+  for (ssize_t count; (count = ::read(file, part.data(), part.size())) > 0;)
+    text.append(part.data(), static_cast<std::size_t>(count));
+  ::close(file);
+  return text;
+}
+
+// Nothing for "max".
+std::optional<std::uint64_t> number_at(std::string_view text) {
+  text.remove_prefix(std::min(text.find_first_not_of(' '), text.size()));
   std::uint64_t number = 0;
-  if (!(file >> text)) return std::nullopt;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), number);
-  if (error != std::errc() || end != text.data() + text.size()) return std::nullopt;  // "max"
-  return number;
+  return error == std::errc() ? std::optional(number) : std::nullopt;
+}
+
+// The number behind `name`, which begins a line.
+std::optional<std::uint64_t> field(std::string_view text, std::string_view name) {
+  while (!text.empty()) {
+    if (text.starts_with(name)) return number_at(text.substr(name.size()));
+    text.remove_prefix(std::min(text.find('\n'), text.size() - 1) + 1);
+  }
+  return std::nullopt;
 }
 
 std::uint64_t left_of_machine() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string name, unit; file >> name;) {
-    std::uint64_t kib = 0;
-    if (name == "MemAvailable:" && file >> kib) return kib * 1024;
-    std::getline(file, unit);
-  }
-  return kUnlimited;
+  const auto kib = field(text_of("/proc/meminfo"), "MemAvailable:");
+  return kib ? *kib * 1024 : kUnlimited;
 }
 
 // A group's limit holds for all groups below it, so every level counts. Page cache of the group is
 // part of its usage, though it can be had back.
 std::uint64_t left_of_group(const std::string& folder, const char* limit, const char* usage) {
-  const auto most = number_in(folder + limit);
+  const auto most = number_at(text_of(folder + limit));
   if (!most || *most > kUnlimited / 2) return kUnlimited;
-  std::uint64_t used = number_in(folder + usage).value_or(0);
-  std::ifstream statistics(folder + "/memory.stat");
-  std::string name;
-  for (std::uint64_t bytes = 0; statistics >> name >> bytes;)
-    if (name == "inactive_file" || name == "total_inactive_file") used -= std::min(used, bytes);
+  const std::string statistics = text_of(folder + "/memory.stat");
+  std::uint64_t used = number_at(text_of(folder + usage)).value_or(0);
+  for (const std::string name : {"inactive_file ", "active_file "}) {
+    // The first version counts the groups below in a field of its own.
+    const auto total = field(statistics, "total_" + name);
+    used -= std::min(used, total ? *total : field(statistics, name).value_or(0));
+  }
   return *most - std::min(*most, used);
 }
 
 std::uint64_t left_of_groups() {
   std::uint64_t left = kUnlimited;
-  std::ifstream groups("/proc/self/cgroup");
-  for (std::string line; std::getline(groups, line);) {
+  const std::string groups = text_of("/proc/self/cgroup");
+  for (std::size_t begin = 0; begin < groups.size();) {
+    const std::size_t end = std::min(groups.find('\n', begin), groups.size());
+    const std::string line = groups.substr(begin, end - begin);
+    begin = end + 1;
     const bool second = line.starts_with("0::");
     const std::size_t controller = line.find(":memory:");
     if (!second && controller == std::string::npos) continue;
