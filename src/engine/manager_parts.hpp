@@ -33,6 +33,7 @@ struct CheckpointManager::Parts {
   // Before anything of a save is done: waits for the one in flight, or says that this one is to be
   // skipped; throws what an earlier one left to throw.
   bool make_way(std::int64_t step);
+  void tell_of_streaming(std::uint64_t size);
   SaveHandle save(Value state, CheckpointInfo info, engine::StepWatch watch,
                   engine::SaveJob::Clock::time_point begin);
   void write(const std::shared_ptr<engine::SaveJob>& job);  // in the writing thread
@@ -67,6 +68,7 @@ struct CheckpointManager::Parts {
   bool closed = false;
   format::LayoutCache layouts;
   engine::Arena arena;
+  bool told_of_streaming = false;
   std::shared_ptr<engine::SaveJob> job;  // the last one: of the thread that trains
   engine::SaveSchedule schedule;
   std::optional<io::SignalWatch> signals;

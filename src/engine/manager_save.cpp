@@ -12,9 +12,11 @@
 #include <cstdint>
 #include <exception>
 #include <thread>
+#include <utility>
 
 #include "engine/manager_parts.hpp"
 #include "engine/save_file.hpp"
+#include "io/errors.hpp"
 
 namespace perdure {
 namespace {
@@ -119,6 +121,7 @@ SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engi
   engine::sign(info);
   format::Encoder encoder(state, info, &layouts);
   arena.reserve(encoder.file_size());
+  tell_of_streaming(encoder.file_size());
   run.use_generation(info.generation);  // a failed commit may leave a file with it
   job = std::make_shared<engine::SaveJob>(std::move(state), std::move(info), std::move(encoder),
                                           arena, options.capture, std::move(watch), begin);
@@ -131,6 +134,20 @@ SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engi
   job->capture(copy_threads());
   schedule.saved(job->info().step, begin, engine::SaveSchedule::Clock::now());
   return SaveHandle(job->handle());
+}
+
+// Where nobody asked for that: it makes save() as slow as the disk.
+void CheckpointManager::Parts::tell_of_streaming(std::uint64_t size) {
+  const std::uint64_t staging = arena.blocks() * engine::Arena::kBlockSize;
+  const bool asked_for = options.staging_bytes != 0 && options.capture == Capture::eager;
+  if (size <= staging || asked_for || std::exchange(told_of_streaming, true)) return;
+  options.note(fmt::format(
+      "the checkpoint of {} is larger than the staging memory of {} ({}): save() copies it {}at "
+      "the "
+      "speed of the disk; more staging_bytes would let it return earlier",
+      io::format_bytes(size), io::format_bytes(staging),
+      options.staging_bytes != 0 ? "staging_bytes" : "half of the memory that is to be had",
+      options.capture == Capture::eager ? "" : "at once, and "));
 }
 
 // Who waits for the handle waits for what is durable, not for the removal of older ones, which

@@ -188,15 +188,19 @@ TEST_F(CaptureTest, CheckedSaysNothingOfABuffer) {
 TEST_F(CaptureTest, AStateLargerThanTheStagingStreamsThrough) {
   for (const Capture capture : {Capture::eager, Capture::overlapped, Capture::checked}) {
     std::uint64_t allocated = 0;
+    std::vector<std::string> notes;
     weights.resize(4 * kWeights);  // 80 MB
     set(4);
-    auto manager = open({.capture = capture,
-                         .staging_bytes = engine::Arena::kMinBytes,
-                         .allocate_staging = [&](std::uint64_t bytes) {
-                           allocated += bytes;
-                           return std::shared_ptr<std::byte>(
-                               static_cast<std::byte*>(std::aligned_alloc(4096, bytes)), std::free);
-                         }});
+    auto manager =
+        open({.capture = capture,
+              .staging_bytes = engine::Arena::kMinBytes,
+              .allocate_staging =
+                  [&](std::uint64_t bytes) {
+                    allocated += bytes;
+                    return std::shared_ptr<std::byte>(
+                        static_cast<std::byte*>(std::aligned_alloc(4096, bytes)), std::free);
+                  },
+              .note = [&](const std::string& text) { notes.push_back(text); }});
     const SaveHandle handle = manager->save(state);
     set(5);  // overlapped, too, has copied all of it
     ++version;
@@ -204,6 +208,11 @@ TEST_F(CaptureTest, AStateLargerThanTheStagingStreamsThrough) {
     handle.wait();
     EXPECT_EQ(saved(), (Floats{4, 4}));
     EXPECT_LE(allocated, engine::Arena::kMinBytes + (16U << 20));
+    manager->save(state).wait();
+    // Eager is told nothing: it was asked for.
+    ASSERT_EQ(notes.size(), capture == Capture::eager ? 0U : 1U);
+    if (!notes.empty())
+      EXPECT_NE(notes[0].find("larger than the staging memory"), std::string::npos);
     warnings.clear();  // of checked
   }
 }
