@@ -1,16 +1,24 @@
-// Models on a device that is not the CPU: the simulated one of fake_device.hpp.
+// Models on a device that is not the CPU: the simulated one of fake_device.hpp, or (in cuda_test) a
+// real GPU.
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <cstdint>
 #include <filesystem>
 #include <perdure/perdure.hpp>
 #include <perdure/torch.hpp>
 
 #include "engine/gated_storage.hpp"
 #include "expect_error.hpp"
-#include "fake_device.hpp"
 #include "format/memory_source.hpp"
 #include "storage/temporary_directory.hpp"
+
+#ifdef PERDURE_TEST_ON_CUDA
+#include <ATen/core/CachingHostAllocator.h>
+#include <ATen/cuda/Sleep.h>
+#else
+#include "fake_device.hpp"
+#endif
 
 namespace perdure::test {
 namespace {
@@ -18,7 +26,18 @@ namespace {
 namespace nn = torch::nn;
 namespace optim = torch::optim;
 
-const at::Device kFake("fake:0");
+#ifdef PERDURE_TEST_ON_CUDA
+const at::Device kGpu("cuda:0");
+void delay_gpu() { at::cuda::sleep(200'000'000); }  // cycles, of about 2 GHz
+std::uint64_t pinned_bytes() {
+  return static_cast<std::uint64_t>(
+      at::getHostAllocator(at::kCUDA)->get_stats().active_bytes.allocated);
+}
+#else
+const at::Device kGpu("fake:0");
+void delay_gpu() { fake_device_delay(100); }
+std::uint64_t pinned_bytes() { return fake_device_pinned_bytes(); }
+#endif
 
 struct Trainee {
   nn::Linear model{40, 30};
@@ -47,15 +66,15 @@ std::string bytes_of(const Trainee& run) {
   return file_of(file.value());
 }
 
-class FakeDevice : public testing::Test {
+class GpuTest : public testing::Test {
  protected:
-  FakeDevice() { torch::manual_seed(1); }
+  GpuTest() { torch::manual_seed(1); }
   TemporaryDirectory folder;
 };
-class CaptureOnDevice : public FakeDevice, public testing::WithParamInterface<Capture> {};
+class CaptureOnGpu : public GpuTest, public testing::WithParamInterface<Capture> {};
 
-TEST_P(CaptureOnDevice, ARunGoesOnExactlyAsOnTheCpu) {
-  Trainee run(kFake), host(at::kCPU);
+TEST_P(CaptureOnGpu, ARunGoesOnExactlyAsOnTheCpu) {
+  Trainee run(kGpu), host(at::kCPU);
   {
     const at::NoGradGuard no_grad;
     host.model->weight.copy_(run.model->weight);
@@ -70,7 +89,7 @@ TEST_P(CaptureOnDevice, ARunGoesOnExactlyAsOnTheCpu) {
     run.train(&checkpoints);
     EXPECT_NO_THROW(checkpoints.close());
   }
-  for (const at::Device device : {kFake, at::Device(at::kCPU)}) {
+  for (const at::Device device : {kGpu, at::Device(at::kCPU)}) {
     Trainee back(device);
     CheckpointManager checkpoints(folder / "run");
     ASSERT_EQ(checkpoints.restore(back.state)->step(), 3);
@@ -83,12 +102,12 @@ TEST_P(CaptureOnDevice, ARunGoesOnExactlyAsOnTheCpu) {
 }
 
 // What the device has still to do when save() is called is done before the copy.
-TEST_P(CaptureOnDevice, WhatIsUnderWayIsWaitedFor) {
-  Trainee run(kFake);
+TEST_P(CaptureOnGpu, WhatIsUnderWayIsWaitedFor) {
+  Trainee run(kGpu);
   run.train();
   CheckpointManager checkpoints(folder / "run", {.capture = GetParam()});
   checkpoints.prepare(run.state);
-  fake_device_delay(100);
+  delay_gpu();
   {
     const at::NoGradGuard no_grad;
     run.model->weight.fill_(5);
@@ -105,11 +124,11 @@ TEST_P(CaptureOnDevice, WhatIsUnderWayIsWaitedFor) {
   EXPECT_TRUE(torch::equal(back.model->weight, torch::full({30, 40}, 5.0)));
 }
 
-INSTANTIATE_TEST_SUITE_P(All, CaptureOnDevice,
+INSTANTIATE_TEST_SUITE_P(All, CaptureOnGpu,
                          testing::Values(Capture::eager, Capture::overlapped, Capture::checked));
 
-TEST_F(FakeDevice, AForgottenFenceIsNoticed) {
-  Trainee run(kFake);
+TEST_F(GpuTest, AForgottenFenceIsNoticed) {
+  Trainee run(kGpu);
   const auto storage = std::make_shared<GatedStorage>();
   CheckpointManager checkpoints(storage, {.capture = Capture::overlapped});
   run.train();
@@ -122,21 +141,21 @@ TEST_F(FakeDevice, AForgottenFenceIsNoticed) {
   EXPECT_EQ(storage->list().size(), 1U);
 }
 
-TEST_F(FakeDevice, StagingIsPinned) {
-  const auto before = fake_device_pinned_bytes();
-  Trainee run(kFake);
+TEST_F(GpuTest, StagingIsPinned) {
+  const auto before = pinned_bytes();
+  Trainee run(kGpu);
   CheckpointManager checkpoints(folder / "run", {.allocate_staging = pinned_staging()});
   checkpoints.save(run.state).wait();
-  EXPECT_GT(fake_device_pinned_bytes(), before);
+  EXPECT_GT(pinned_bytes(), before);
 }
 
-TEST_F(FakeDevice, AValueLooksIntoTheDevice) {
-  at::Tensor x = torch::arange(12.0).to(kFake);
+TEST_F(GpuTest, AValueLooksIntoTheDevice) {
+  at::Tensor x = torch::arange(12.0).to(kGpu);
   const Value value = Dict{{"x", x}, {"view", x.slice(0, 4)}};
   EXPECT_EQ(to_tensor(value["x"]).const_data_ptr(), x.const_data_ptr());
   save(folder / "x.pt", value);
   const Value loaded = load(folder / "x.pt");
-  EXPECT_EQ(to_tensor(loaded["x"]).device(), kFake);
+  EXPECT_EQ(to_tensor(loaded["x"]).device(), kGpu);
   EXPECT_TRUE(torch::equal(to_tensor(loaded["view"]).cpu(), torch::arange(4.0, 12.0)));
   LoadOptions to_cpu;
   to_cpu.map_location = "cpu";
