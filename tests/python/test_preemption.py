@@ -93,6 +93,7 @@ def end_of(child, limit=GRACE) -> int:
 
 def test_a_hundred_preemptions_are_one_training(tmp_path):
     choose = random.Random(SEED)
+    Training()  # what torch imports late, it need not import in each child
     before = 0
     for _ in range(100):
         ready, ready_end = os.pipe()
