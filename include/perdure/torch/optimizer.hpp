@@ -63,8 +63,9 @@ struct LoadedOptimizer {
   KeptTensors kept{};
 };
 
-// The class whose options these are, "" where none of the five.
+// The class whose options these are, "" where none of those that C++ has.
 inline std::string class_from_keys(const Value& group) {
+  if (group.contains("line_search_fn")) return "LBFGS";
   if (group.contains("lr_decay")) return "Adagrad";
   if (group.contains("alpha") && group.contains("centered")) return "RMSprop";
   if (group.contains("dampening")) return "SGD";
@@ -92,10 +93,10 @@ inline const Value::Items* groups_of(const Value& value, Problems& problems) {
 }
 
 // The shape of a parameter as its state in the file shows it; "" where the file has no state for
-// it.
+// it, or one for all of them (LBFGS).
 inline std::string shape_in_file(const Value& value, const Value& id) {
   const Value* state = value["state"].as_dict().find(id);
-  if (state == nullptr || !state->is_mapping()) return "";
+  if (state == nullptr || !state->is_mapping() || state->contains("prev_flat_grad")) return "";
   for (const auto& [key, entry] : state->as_dict())
     if (entry.kind() == Kind::tensor && !(key.kind() == Kind::string && key.as_string() == "step"))
       return format_shape(entry.as_tensor().shape);
@@ -127,20 +128,63 @@ inline void compare_group_sizes(const torch::optim::Optimizer& optimizer, const 
   }
 }
 
+// The tensors in the history of an LBFGS belong together.
+inline void check_history(const torch::optim::LBFGSParamState& state,
+                          const torch::optim::LBFGSOptions& options, StateReader& reader) {
+  const auto size = state.old_dirs().size(),
+             limit = static_cast<std::size_t>(options.history_size());
+  if (state.old_stps().size() != size || state.ro().size() != size || size > limit)
+    reader.problem("\"old_dirs\", \"old_stps\" and \"ro\" have " + std::to_string(size) + ", " +
+                   std::to_string(state.old_stps().size()) + " and " +
+                   std::to_string(state.ro().size()) + " tensors: not a history of at most " +
+                   std::to_string(limit) + " steps");
+  for (const auto* list : {&state.old_dirs(), &state.old_stps(), &state.ro()})
+    for (const at::Tensor& tensor : *list)
+      if (!tensor.defined()) return reader.problem("None stands in the history");
+  if (state.al() && state.al()->size() < limit)
+    reader.problem("\"al\" has " + std::to_string(state.al()->size()) +
+                   " places, the history_size is " + std::to_string(limit));
+}
+
+// LBFGS keeps what it knows of all parameters, in their order, as that of the first one.
+inline void require_order(const Value::Items& ids, const Value& value, Problems& problems) {
+  for (std::size_t k = 0; k < ids.size(); ++k) {
+    if (repr(ids[k]) != std::to_string(k))
+      return problems.push_back(
+          "the parameters have another order in the file, and the history of LBFGS is over all of "
+          "them in a row: give the optimizer here its parameters in the order of the file");
+    if (k != 0 && value["state"].as_dict().find(ids[k]) != nullptr)
+      problems.push_back("state[" + repr(ids[k]) +
+                         "]: LBFGS has state for its first parameter only");
+  }
+}
+
 template <class O>
-void read_state(const Value& value, const Value& id, const at::Tensor& param,
-                const OptionsOf<O>& options, LoadedOptimizer<O>& loaded, Problems& problems,
+void read_state(const Value& value, const Value& id, const torch::optim::OptimizerParamGroup& group,
+                const at::Tensor& param, LoadedOptimizer<O>& loaded, Problems& problems,
                 Bytes bytes) {
   auto& [target, state] = loaded.states.emplace_back(param, nullptr);
+  const OptionsOf<O>& options = loaded.options.back();
   const Value* entry = value["state"].as_dict().find(id);
   const std::string where = "state[" + repr(id) + "]";
   if (entry != nullptr && !entry->is_mapping()) {
     problems.push_back(where + ": " + describe_value(*entry) + ", not a dict");
   } else if (entry != nullptr && !entry->as_dict().empty()) {
     state = std::make_unique<StateOf<O>>();
-    StateReader reader{{entry->as_dict(), where, problems}, param, bytes, loaded.kept};
+    const std::size_t before = problems.size();
+    constexpr bool is_flat = std::is_same_v<O, torch::optim::LBFGS>;
+    std::int64_t flat = 0;
+    if constexpr (is_flat)
+      for (const at::Tensor& each : group.params()) flat += each.numel();
+    StateReader reader{{entry->as_dict(), where, problems},
+                       is_flat ? c10::IntArrayRef(flat) : param.sizes(),
+                       is_flat ? "the parameters here have together " : "the parameter here has ",
+                       bytes,
+                       loaded.kept};
     OptimizerTraits<O>::state(*state, options, reader);
     reader.refuse_unknown(OptimizerTraits<O>::name);
+    if constexpr (is_flat)
+      if (problems.size() == before) check_history(*state, options, reader);
     // An SGD that has made no step with momentum yet: None, or nothing, where the buffer will be.
     if constexpr (std::is_same_v<O, torch::optim::SGD>)
       if (!state->momentum_buffer().defined()) state = nullptr;
@@ -186,8 +230,9 @@ LoadedOptimizer<O> read_optimizer(const O& optimizer, const Value& value, Proble
     OptimizerTraits<O>::options(options, reader);
     reader.refuse_unknown(OptimizerTraits<O>::name);
     const auto& ids = (*groups)[i]["params"].as_items();
+    if constexpr (std::is_same_v<O, torch::optim::LBFGS>) require_order(ids, value, problems);
     for (std::size_t k = 0; k < ids.size(); ++k)
-      read_state<O>(value, ids[k], own.params()[k], options, loaded, problems, bytes);
+      read_state<O>(value, ids[k], own, own.params()[k], loaded, problems, bytes);
   }
   refuse_foreign_states(value, *groups, problems);
   return loaded;
@@ -228,13 +273,13 @@ void for_each_stepped(const torch::optim::Optimizer& optimizer, const F& f) {
       for (const at::Tensor& param : group.params()) {
         f(number, param);
         const auto found = o.state().find(param.unsafeGetTensorImpl());
-        std::vector<at::Tensor> state;
+        std::vector<StateTensor> state;
         if (found != o.state().end() && found->second != nullptr)
           OptimizerTraits<O>::state(static_cast<const StateOf<O>&>(*found->second),
                                     static_cast<const OptionsOf<O>&>(group.options()),
                                     StateTensors{state});
-        for (const at::Tensor& tensor : state)
-          if (tensor.defined()) f(number, tensor);
+        for (const StateTensor& x : state)
+          if (x.tensor.defined()) f(number, x.tensor);
         ++number;
       }
     }
@@ -282,8 +327,8 @@ inline bool is_on_cpu(const torch::optim::Optimizer& optimizer) {
 }  // namespace detail
 
 // What Python's optimizer.state_dict() gives for the same optimizer after the same steps.
-// Error(unsupported) for other classes than SGD, Adam, AdamW, RMSprop and Adagrad; Error(invalid)
-// for a step count that Python's float32 cannot hold (above 2^24).
+// Error(unsupported) for other classes than SGD, Adam, AdamW, RMSprop, Adagrad and LBFGS;
+// Error(invalid) for a step count that Python's float32 cannot hold (above 2^24).
 inline Value state_dict(const torch::optim::Optimizer& optimizer) {
   return detail::with_optimizer(optimizer,
                                 []<class O>(const O& o) { return detail::write_optimizer<O>(o); });

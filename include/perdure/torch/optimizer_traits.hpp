@@ -3,14 +3,18 @@
 //
 // The traits are walked by visitors, which write and read. They call, for the options:
 // option(key, value), fixed(key, value) for what LibTorch always does, and ignored(key) for what
-// only chooses an implementation; for the state of a parameter: step(key, count) and
-// tensor(key, tensor, required).
+// only chooses an implementation; for the state of a parameter: step(key, count), a tensor in
+// Python, and tensor(key, tensor, required), of the parameter's shape. LBFGS has more: count(key,
+// count), number(key, double), scalar(key, tensor) of no dimension, and the lists tensors(key,
+// list) and scalars(key, list).
 #pragma once
 
 #include <torch/optim.h>
 
+#include <cstdint>
 #include <perdure/error.hpp>
 #include <string>
+#include <type_traits>
 #include <typeinfo>
 
 namespace perdure::detail {
@@ -122,6 +126,42 @@ struct OptimizerTraits<torch::optim::Adagrad> {
   }
 };
 
+// LBFGS has one state for all of its parameters, kept for the first of them. Its tensors are flat:
+// the elements of all parameters in a row. Python has the keys after n_iter once an iteration has
+// been made, "al" once a second one has.
+template <>
+struct OptimizerTraits<torch::optim::LBFGS> {
+  using Options = torch::optim::LBFGSOptions;
+  using State = torch::optim::LBFGSParamState;
+  static constexpr const char* name = "LBFGS";
+  template <class AnyOptions>
+  static void options(AnyOptions& o, auto&& v) {
+    v.option("lr", o.lr());
+    v.option("max_iter", o.max_iter());
+    std::int64_t max_eval = o.max_eval().value_or(o.max_iter() * 5 / 4);
+    v.option("max_eval", max_eval);
+    if constexpr (!std::is_const_v<AnyOptions>) o.max_eval(max_eval);
+    v.option("tolerance_grad", o.tolerance_grad());
+    v.option("tolerance_change", o.tolerance_change());
+    v.option("history_size", o.history_size());
+    v.option("line_search_fn", o.line_search_fn());
+  }
+  static void state(auto& s, const Options&, auto&& v) {
+    v.count("func_evals", s.func_evals());
+    v.count("n_iter", s.n_iter());
+    if (s.n_iter() == 0) return;
+    v.scalars("al", s.al());
+    v.tensor("d", s.d(), true);
+    v.number("t", s.t());
+    v.tensors("old_dirs", s.old_dirs());
+    v.tensors("old_stps", s.old_stps());
+    v.scalars("ro", s.ro());
+    v.scalar("H_diag", s.H_diag());
+    v.tensor("prev_flat_grad", s.prev_flat_grad(), true);
+    v.number("prev_loss", s.prev_loss());
+  }
+};
+
 // Calls f with the optimizer as what it is.
 template <class F>
 decltype(auto) with_optimizer(const torch::optim::Optimizer& optimizer, F&& f) {
@@ -131,9 +171,10 @@ decltype(auto) with_optimizer(const torch::optim::Optimizer& optimizer, F&& f) {
   if (auto* o = dynamic_cast<const optim::AdamW*>(&optimizer)) return f(*o);
   if (auto* o = dynamic_cast<const optim::RMSprop*>(&optimizer)) return f(*o);
   if (auto* o = dynamic_cast<const optim::Adagrad*>(&optimizer)) return f(*o);
+  if (auto* o = dynamic_cast<const optim::LBFGS*>(&optimizer)) return f(*o);
   throw Error(ErrorCode::unsupported,
               "the optimizer is a " + c10::demangle(typeid(optimizer).name()) +
-                  "; SGD, Adam, AdamW, RMSprop and Adagrad can be saved and loaded");
+                  "; SGD, Adam, AdamW, RMSprop, Adagrad and LBFGS can be saved and loaded");
 }
 
 template <class O>

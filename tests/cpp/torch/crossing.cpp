@@ -55,9 +55,12 @@ void train_step(Net& net, optim::Optimizer& optimizer, optim::StepLR& scheduler,
       NetImpl::numbers(32, 29, 13 * step, 101).sub(50).div(50).to(torch::kFloat).reshape({8, 4});
   const auto y = NetImpl::numbers(16, 17, 7 * step, 53).div(53).to(torch::kFloat).reshape({8, 2});
   x = x + 0.1 * torch::randn({8, 4});  // so that the random numbers have to come back as well
-  optimizer.zero_grad();
-  torch::mse_loss(net(x), y).backward();
-  optimizer.step();
+  optimizer.step([&] {
+    optimizer.zero_grad();
+    const auto loss = torch::mse_loss(net(x), y);
+    loss.backward();
+    return loss;
+  });
   scheduler.step();
 }
 
@@ -121,6 +124,13 @@ std::unique_ptr<optim::Optimizer> make_optimizer(const Spec& spec, Net& net) {
                     .weight_decay(decay)
                     .initial_accumulator_value(spec.get("initial_accumulator_value", 0))
                     .eps(spec.get("eps", 1e-10)));
+  if (spec.name == "LBFGS") {
+    auto options = optim::LBFGSOptions(spec.get("lr", 1))
+                       .max_iter(static_cast<std::int64_t>(spec.get("max_iter", 20)))
+                       .history_size(static_cast<std::int64_t>(spec.get("history_size", 100)));
+    if (spec.get("strong_wolfe", 0) != 0) options.line_search_fn("strong_wolfe");
+    return std::make_unique<optim::LBFGS>(params, options);
+  }
   throw std::invalid_argument("unknown optimizer " + spec.name);
 }
 

@@ -121,32 +121,39 @@ class LiveRestoreOf : public testing::Test {
       return O(model->parameters(), optim::SGDOptions(0.1).momentum(0.9));
     else if constexpr (std::is_same_v<O, optim::RMSprop>)
       return O(model->parameters(), optim::RMSpropOptions(0.1).momentum(0.5).centered(true));
+    else if constexpr (std::is_same_v<O, optim::LBFGS>)
+      return O(model->parameters(), optim::LBFGSOptions(0.1).max_iter(3).history_size(2));
     else
       return O(model->parameters());
   }
   static void train(nn::Linear& model, O& optimizer, int steps, unsigned seed) {
     torch::manual_seed(seed);
     for (int i = 0; i < steps; ++i) {
-      optimizer.zero_grad();
-      model->forward(torch::randn({4, 30})).square().mean().backward();
-      optimizer.step();
+      const at::Tensor x = torch::randn({4, 30});
+      optimizer.step([&] {
+        optimizer.zero_grad();
+        const at::Tensor loss = model->forward(x).square().mean();
+        loss.backward();
+        return loss;
+      });
     }
   }
   static std::vector<const void*> moments(const O& optimizer) {
     std::vector<const void*> out;
-    engine_walk(state_dict(optimizer), out);
+    for (const auto& [number, state] : state_dict(optimizer)["state"].as_dict())
+      for (const auto& [key, item] : state.as_dict()) collect_live(item, out);
     return out;
   }
-  static void engine_walk(const Value& value, std::vector<const void*>& out) {
-    for (const auto& [number, state] : value["state"].as_dict())
-      for (const auto& [key, item] : state.as_dict())
-        if (item.kind() == Kind::tensor && item.as_tensor().liveness == Liveness::live)
-          out.push_back(item.as_tensor().storage->data);
+  static void collect_live(const Value& item, std::vector<const void*>& out) {
+    if (item.kind() == Kind::list)
+      for (const Value& each : item.as_items()) collect_live(each, out);
+    else if (item.kind() == Kind::tensor && item.as_tensor().liveness == Liveness::live)
+      out.push_back(item.as_tensor().storage->data);
   }
 };
 
-using Optimizers =
-    testing::Types<optim::SGD, optim::Adam, optim::AdamW, optim::RMSprop, optim::Adagrad>;
+using Optimizers = testing::Types<optim::SGD, optim::Adam, optim::AdamW, optim::RMSprop,
+                                  optim::Adagrad, optim::LBFGS>;
 TYPED_TEST_SUITE(LiveRestoreOf, Optimizers);
 
 TYPED_TEST(LiveRestoreOf, StateThatIsThereIsReadInPlaceAndFreshStateIsKept) {

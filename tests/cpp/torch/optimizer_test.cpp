@@ -78,10 +78,13 @@ struct Problem {
   std::vector<torch::Tensor> params() const { return {w, b}; }
   void step(optim::Optimizer& optimizer, int count) {
     for (int i = 0; i < count; ++i) {
-      optimizer.zero_grad();
       const auto x = torch::tensor({1.0F, -2.0F, 0.5F}) * (i + 1);
-      torch::square(torch::mv(w, x) + b - 1).sum().backward();
-      optimizer.step();
+      optimizer.step([&] {
+        optimizer.zero_grad();
+        const auto loss = torch::square(torch::mv(w, x) + b - 1).sum() + w.pow(4).sum();
+        loss.backward();
+        return loss;
+      });
     }
   }
   void copy_from(const Problem& other) {
@@ -116,6 +119,10 @@ const Case kCases[] = {
      make<optim::RMSprop>(optim::RMSpropOptions(0.01).momentum(0.5).centered(true).alpha(0.9))},
     {"Adagrad",
      make<optim::Adagrad>(optim::AdagradOptions(0.1).lr_decay(0.1).initial_accumulator_value(0.5))},
+    {"LBFGS", make<optim::LBFGS>(optim::LBFGSOptions(0.02).max_iter(4).history_size(3))},
+    {"LBFGSWolfe",
+     make<optim::LBFGS>(
+         optim::LBFGSOptions(0.5).max_iter(3).history_size(5).line_search_fn("strong_wolfe"))},
 };
 
 class EveryOptimizer : public testing::TestWithParam<Case> {};
@@ -162,10 +169,12 @@ TEST_P(EveryOptimizer, RefusesWhatLibTorchCannotDo) {
   const auto load = [&](const char* key, const Value& value) {
     return error_of([&] { perdure::load_state_dict(*optimizer, with_option(state, key, value)); });
   };
-  expect_says(load("maximize", true), {"param_groups[0]", "\"maximize\" is True"});
-  expect_says(load("differentiable", true), {"\"differentiable\" is True"});
   expect_says(load("lr_scale", 0.5), {"lr_scale"});
-  EXPECT_EQ(load("foreach", true), "");
+  if (state["param_groups"][0].contains("foreach")) {
+    expect_says(load("maximize", true), {"param_groups[0]", "\"maximize\" is True"});
+    expect_says(load("differentiable", true), {"\"differentiable\" is True"});
+    EXPECT_EQ(load("foreach", true), "");
+  }
   if (state["param_groups"][0].contains("fused")) {
     EXPECT_EQ(load("fused", true), "");
   }
@@ -350,11 +359,119 @@ TEST(OptimizerState, TakesSwitchesThatAreMissingAsFalse) {
   EXPECT_FALSE(perdure::state_dict(optimizer)["param_groups"][0]["nesterov"].as_bool());
 }
 
+struct Own : optim::Optimizer {
+  explicit Own(const std::vector<torch::Tensor>& params)
+      : Optimizer({optim::OptimizerParamGroup(params)}, std::make_unique<optim::SGDOptions>(0.1)) {}
+  torch::Tensor step(LossClosure) override { return {}; }
+};
+
 TEST(OptimizerState, RefusesOtherClasses) {
   Problem a;
-  optim::LBFGS optimizer(a.params());
+  Own optimizer(a.params());
   expect_says(error_of([&] { perdure::state_dict(optimizer); }, ErrorCode::unsupported),
-              {"LBFGS", "AdamW"});
+              {"Own", "AdamW", "LBFGS"});
+}
+
+// --- LBFGS ---
+
+using Keys = std::vector<std::string>;
+
+TEST(Lbfgs, HasStateForTheFirstParameterOnly) {
+  Problem a;
+  optim::LBFGS optimizer(a.params(), optim::LBFGSOptions(0.02).max_iter(1).history_size(4));
+  EXPECT_EQ(keys_of(perdure::state_dict(optimizer)["param_groups"][0]),
+            (Keys{"lr", "max_iter", "max_eval", "tolerance_grad", "tolerance_change",
+                  "history_size", "line_search_fn", "params"}));
+  EXPECT_TRUE(perdure::state_dict(optimizer)["state"].as_dict().empty());
+  a.step(optimizer, 1);
+  const Value first = perdure::state_dict(optimizer)["state"];
+  EXPECT_EQ(first.as_dict().size(), 1U);
+  EXPECT_EQ(keys_of(first[0]), (Keys{"func_evals", "n_iter", "d", "t", "old_dirs", "old_stps", "ro",
+                                     "H_diag", "prev_flat_grad", "prev_loss"}));
+  EXPECT_EQ(first[0]["H_diag"].as_int(), 1);
+  EXPECT_EQ(first[0]["n_iter"].as_int(), 1);
+  a.step(optimizer, 2);
+  const Value third = perdure::state_dict(optimizer)["state"];
+  EXPECT_EQ(third[0]["al"].as_items().size(), 4U);
+  EXPECT_EQ(third[0]["al"][0].kind(), perdure::Kind::tensor);
+  EXPECT_TRUE(third[0]["al"][3].is_none());
+  EXPECT_EQ(third[0]["old_dirs"][0].as_tensor().shape, (std::vector<std::int64_t>{8}));
+  EXPECT_TRUE(third[0]["ro"][0].as_tensor().shape.empty());
+  EXPECT_TRUE(third[0]["H_diag"].as_tensor().shape.empty());
+}
+
+TEST(Lbfgs, ThatFoundNothingToDoHasItsCounts) {
+  const auto param = torch::ones({3}).set_requires_grad(true);
+  optim::LBFGS optimizer({param});
+  optimizer.step([&] {
+    param.mutable_grad() = torch::zeros({3});
+    return torch::zeros({});
+  });
+  const Value state = perdure::state_dict(optimizer);
+  EXPECT_EQ(keys_of(state["state"][0]), (Keys{"func_evals", "n_iter"}));
+  EXPECT_EQ(state["state"][0]["func_evals"].as_int(), 1);
+  perdure::load_state_dict(optimizer, copy_of(state));
+}
+
+TEST(Lbfgs, TakesItsOptionsWithPythonsDefaults) {
+  Problem a, b;
+  optim::LBFGS one(a.params(), optim::LBFGSOptions(0.5).max_iter(8).line_search_fn("strong_wolfe"));
+  optim::LBFGS other(b.params());
+  const Value state = perdure::state_dict(one);
+  EXPECT_EQ(state["param_groups"][0]["max_eval"].as_int(), 10);
+  perdure::load_state_dict(other, state);
+  const auto& options = static_cast<const optim::LBFGSOptions&>(other.param_groups()[0].options());
+  EXPECT_EQ(options.max_iter(), 8);
+  EXPECT_EQ(options.max_eval(), 10);
+  EXPECT_EQ(options.line_search_fn(), "strong_wolfe");
+  perdure::load_state_dict(other, with_option(state, "line_search_fn", nullptr));
+  EXPECT_EQ(options.line_search_fn(), std::nullopt);
+  expect_says(
+      error_of([&] { perdure::load_state_dict(other, with_option(state, "max_iter", "8")); }),
+      {"param_groups[0]: \"max_iter\""});
+}
+
+TEST(Lbfgs, RefusesAHistoryThatIsNone) {
+  Problem a;
+  optim::LBFGS optimizer(a.params(), optim::LBFGSOptions(0.02).max_iter(4).history_size(3));
+  a.step(optimizer, 2);
+  const Value state = perdure::state_dict(optimizer);
+  const auto load = [&](const char* key, const Value& value) {
+    return error_of([&] { perdure::load_state_dict(optimizer, with_state(state, key, value)); });
+  };
+  expect_says(load("d", torch::zeros({7})),
+              {"\"d\": shape [7] in the file, the parameters here have together [8]"});
+  expect_says(load("ro", Value::list({torch::ones({})})), {"have 3, 3 and 1 tensors"});
+  expect_says(load("ro", torch::ones({3})), {"\"ro\"", "not a list of tensors"});
+  expect_says(load("old_stps", Value::list({torch::ones({2}), 1})),
+              {"\"old_stps[0]\": shape [2]", "\"old_stps[1]\" is"});
+  expect_says(load("al", Value::list({Value()})), {"\"al\" has 1 places, the history_size is 3"});
+  expect_says(load("ro", Value::list({Value(), Value(), Value()})), {"None stands in the history"});
+  expect_says(load("H_diag", torch::ones({2})), {"\"H_diag\": shape [2]", "one number"});
+  expect_says(load("momentum", 1), {"momentum"});
+  EXPECT_EQ(load("t", torch::tensor(0.25F)), "");  // strong_wolfe leaves a tensor in Python
+  EXPECT_EQ(perdure::state_dict(optimizer)["state"][0]["t"].as_double(), 0.25);
+}
+
+// Its tensors are all parameters in a row.
+TEST(Lbfgs, RefusesAnotherOrderOfTheParameters) {
+  Problem a;
+  optim::LBFGS file({a.b, a.w}), here(a.params());
+  a.step(file, 1);
+  const std::vector<ParameterName> names{{a.w.unsafeGetTensorImpl(), "w"},
+                                         {a.b.unsafeGetTensorImpl(), "b"}};
+  using Adapter = perdure::Adapter<optim::LBFGS>;
+  Problems problems;
+  const Value aligned = Adapter::align(here, copy_of(perdure::state_dict(file)),
+                                       Adapter::describe(file, names), names, problems);
+  Adapter::check(here, aligned, problems);
+  ASSERT_FALSE(problems.empty());
+  expect_says(problems[0], {"another order", "in the order of the file"});
+  const Value wrong = copy_of(perdure::state_dict(file));
+  Value states = wrong["state"];
+  states.as_dict().set(1, Dict{{"func_evals", 1}, {"n_iter", 0}});
+  expect_says(error_of([&] { perdure::load_state_dict(here, wrong); }),
+              {"state[1]: LBFGS has state for its first parameter only"});
 }
 
 // --- Names, through the Adapter ---

@@ -171,6 +171,65 @@ TEST(Resume, AForgottenFenceFailsTheSave) {
   next.wait();
 }
 
+// Its step calls the closure several times, and makes most of its state anew.
+struct LbfgsTraining {
+  nn::Sequential model{nn::Linear(4, 8), nn::Tanh(), nn::Linear(8, 1)};
+  optim::LBFGS optimizer{model->parameters(), optim::LBFGSOptions(0.1).max_iter(3).history_size(4)};
+  perdure::TrainingState state;
+
+  LbfgsTraining() {
+    state.add("model", model);
+    state.add("optimizer", optimizer);
+  }
+  void train_until(std::int64_t end, const std::function<void()>& before_step = [] {}) {
+    const auto x = torch::sin(torch::arange(80, torch::kFloat)).reshape({20, 4});
+    for (; state.step < end; ++state.step) {
+      before_step();
+      optimizer.step([&] {
+        optimizer.zero_grad();
+        const auto loss = torch::mse_loss(model->forward(x), x.prod(1, true));
+        loss.backward();
+        return loss;
+      });
+    }
+  }
+};
+
+TEST(Resume, OfLbfgsIsBitExactWithEveryCapture) {
+  for (const auto capture :
+       {perdure::Capture::eager, perdure::Capture::overlapped, perdure::Capture::checked}) {
+    const Directory directory;
+    LbfgsTraining whole;
+    {
+      perdure::CheckpointManager checkpoints(directory.path(),
+                                             {.keep_last = 9, .capture = capture});
+      for (int step = 1; step <= 6; ++step) {
+        whole.train_until(step, [&] { checkpoints.fence(); });
+        checkpoints.save(whole.state);
+      }
+      checkpoints.close();
+    }
+    LbfgsTraining resumed;
+    perdure::CheckpointManager checkpoints(directory.path());
+    ASSERT_TRUE(checkpoints.restore(resumed.state, {.step = 3}));
+    resumed.train_until(6);
+    EXPECT_TRUE(same(whole.state.state_dict(), resumed.state.state_dict()));
+  }
+}
+
+TEST(Resume, OfLbfgsSeesAForgottenFence) {
+  LbfgsTraining training;
+  training.train_until(2);
+  const auto storage = std::make_shared<perdure::test::GatedStorage>();
+  perdure::CheckpointManager checkpoints(
+      storage, {.capture = perdure::Capture::overlapped, .warning = [](const std::string&) {}});
+  storage->before_create.close();
+  const perdure::SaveHandle handle = checkpoints.save(training.state);
+  training.train_until(3);
+  storage->before_create.open();
+  EXPECT_ERROR(invalid, "optimizer: parameter 0", handle.wait());
+}
+
 // Resumes without one part of the state; whether the weights come out the same all the same.
 bool comes_out_the_same_without(const std::string& left_out, const std::filesystem::path& file) {
   Training whole(1);
