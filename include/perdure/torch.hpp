@@ -8,10 +8,13 @@
 //   perdure::Value v = tensor;             // any strided at::Tensor is a Value
 //   at::Tensor t = perdure::to_tensor(v);  // and comes back
 //
-//   perdure::Value v = perdure::state_dict(x);  // a module, an optimizer, a StepLR, a generator
+//   perdure::Value v = perdure::state_dict(x);  // a module, an optimizer, a scheduler, a generator
 //   perdure::load_state_dict(x, v);
 //
 //   state.add("model", model);  // a TrainingState takes all of them, and the RNG with them
+//
+// The optimizers are SGD, Adam, AdamW, RMSprop, Adagrad and LBFGS. Of LibTorch's schedulers, StepLR
+// can be saved; perdure::StepLR and perdure::ReduceLROnPlateau (torch/schedulers.hpp) are Python's.
 //
 // A state_dict looks into the live tensors, it copies none: save it before the next step. A
 // load_state_dict checks everything first; where anything does not fit, Error(invalid) lists every
@@ -24,6 +27,7 @@
 #include <perdure/torch/optimizer.hpp>
 #include <perdure/torch/optimizer_names.hpp>
 #include <perdure/torch/rng.hpp>
+#include <perdure/torch/schedulers.hpp>
 #include <perdure/torch/tensor.hpp>
 #include <string>
 #include <vector>

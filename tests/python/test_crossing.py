@@ -5,9 +5,12 @@ The Python side uses torch.save and torch.load as everybody does.
 """
 
 import collections
+import math
 import os
+import re
 import subprocess
 
+import numpy
 import pytest
 import torch
 
@@ -219,6 +222,150 @@ def test_the_comparison_sees_what_is_left_out(trainers, tmp_path, left_out):
     python_train(spec, middle, crossed, 5, {"model", "optimizer", "scheduler", "rng"} - {left_out})
     with pytest.raises(AssertionError):
         assert_close(torch.load(stayed), torch.load(crossed))
+
+
+# --- Schedulers --------------------------------------------------------------------------------------------------
+
+SCHEDULES = [
+    "StepLR,step_size=1,gamma=0.99",
+    "StepLR,step_size=7,gamma=0.7",
+    "ReduceLROnPlateau",
+    "ReduceLROnPlateau,factor=0.5,patience=0",
+    "ReduceLROnPlateau,factor=0.7,patience=2,threshold=0.05,cooldown=3,min_lr=0.001",
+    "ReduceLROnPlateau,factor=0.3,patience=1,max=1,cooldown=1,min_lr=0.02,min_lr2=0.001",
+    "ReduceLROnPlateau,factor=0.9,patience=3,abs=1,threshold=0.1,eps=0.002",
+    "ReduceLROnPlateau,factor=0.9,patience=3,max=1,abs=1,threshold=0.01",
+    "ReduceLROnPlateau,factor=0.9,patience=1,threshold=1",
+]
+
+
+def some_metrics(count, seed):
+    """A noisy descent with leaps, infinities and NaN."""
+    random = numpy.random.default_rng(seed)
+    metrics = 1 / (1 + 0.05 * numpy.arange(count)) + 0.1 * random.standard_normal(count)
+    for odd in (math.inf, -math.inf, math.nan, 0.0, -0.0):
+        metrics[random.integers(count, size=max(1, count // 50)) if odd != -math.inf else count - 5] = odd
+    return metrics.tolist()
+
+
+def python_schedule(spec, source, target, metrics):
+    groups = [{"params": torch.ones(1, requires_grad=True), "lr": lr} for lr in (0.1, 0.03)]
+    optimizer = torch.optim.SGD(groups)
+    name, *items = spec.split(",")
+    options = {key: float(value) for key, value in (item.split("=") for item in items)}
+    options |= {key: int(options[key]) for key in ("step_size", "patience", "cooldown") if key in options}
+    if name == "ReduceLROnPlateau":
+        options["mode"] = "max" if options.pop("max", 0) else "min"
+        options["threshold_mode"] = "abs" if options.pop("abs", 0) else "rel"
+        if "min_lr2" in options:
+            options["min_lr"] = [options["min_lr"], options.pop("min_lr2")]
+    scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **options)
+    if source != "-":
+        state = torch.load(source)
+        scheduler.load_state_dict(state["scheduler"])
+        optimizer.load_state_dict(state["optimizer"])
+    rates = []
+    for metric in torch.load(metrics):
+        optimizer.step()
+        scheduler.step(*[metric][: name != "StepLR"])
+        rates += scheduler.get_last_lr()
+    state = {"scheduler": scheduler.state_dict(), "optimizer": optimizer.state_dict(), "rates": rates}
+    torch.save(state, target)
+
+
+@pytest.fixture
+def schedulers(crossing):
+    return {"python": python_schedule, "c++": lambda *arguments: crossing("schedule", *arguments)}
+
+
+def learning_rates(path):
+    return [group["lr"] for group in torch.load(path)["optimizer"]["param_groups"]]
+
+
+@pytest.mark.parametrize("spec", SCHEDULES)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_schedulers_are_pythons(schedulers, tmp_path, spec, seed):
+    torch.save(some_metrics(400, seed), tmp_path / "metrics.pt")
+    for language, run in schedulers.items():
+        run(spec, "-", tmp_path / language, tmp_path / "metrics.pt")
+    ours, theirs = torch.load(tmp_path / "c++"), torch.load(tmp_path / "python")
+    assert ours["rates"] == theirs["rates"] and len(set(ours["rates"])) > 2
+    assert ours["scheduler"] == theirs["scheduler"]
+    assert list(ours["scheduler"]) == list(theirs["scheduler"])
+    assert learning_rates(tmp_path / "c++") == learning_rates(tmp_path / "python")
+
+
+@pytest.mark.parametrize("spec", SCHEDULES)
+@pytest.mark.parametrize("first", ["python", "c++"])
+@pytest.mark.parametrize("second", ["python", "c++"])
+def test_a_scheduler_goes_on_in_either_language(schedulers, tmp_path, spec, first, second):
+    metrics = some_metrics(150, 4)
+    torch.save(metrics, tmp_path / "metrics.pt")
+    schedulers["python"](spec, "-", tmp_path / "whole.pt", tmp_path / "metrics.pt")
+    whole = torch.load(tmp_path / "whole.pt")
+    for stop in (0, 1, 20, 77):
+        torch.save(metrics[:stop], tmp_path / "before.pt")
+        torch.save(metrics[stop:], tmp_path / "after.pt")
+        schedulers[first](spec, "-", tmp_path / "middle.pt", tmp_path / "before.pt")
+        other = spec.split(",")[0] + (",step_size=2" if "StepLR" in spec else "")  # the arguments are the file's
+        schedulers[second](other, tmp_path / "middle.pt", tmp_path / "rest.pt", tmp_path / "after.pt")
+        rest = torch.load(tmp_path / "rest.pt")
+        assert rest["scheduler"] == whole["scheduler"]
+        assert rest["rates"] == whole["rates"][2 * stop :]
+
+
+@pytest.mark.parametrize("changes, text", [
+    ({"factor": None}, '"factor"'),
+    ({"mode": "least"}, 'mode "least" is neither'),
+    ({"threshold_mode": "soft"}, 'threshold_mode "soft" is neither'),
+    ({"default_min_lr": None, "min_lrs": [0.0]}, "min_lrs has 1 numbers in the file, the optimizer here 2 groups"),
+    ({"patience": "long"}, '"patience"'),
+    ({"num_bad_epochs": ...}, '"num_bad_epochs" is missing'),
+])  # fmt: skip
+def test_the_state_of_a_plateau_scheduler_that_is_none_is_refused(crossing, tmp_path, changes, text):
+    torch.save([1.0], tmp_path / "metrics.pt")
+    python_schedule("ReduceLROnPlateau", "-", tmp_path / "in.pt", tmp_path / "metrics.pt")
+    state = torch.load(tmp_path / "in.pt")
+    for key, value in changes.items():
+        if value is ...:
+            del state["scheduler"][key]
+        else:
+            state["scheduler"][key] = value
+    torch.save(state, tmp_path / "in.pt")
+    with pytest.raises(RuntimeError, match=re.escape(text)):
+        crossing("schedule", "ReduceLROnPlateau", tmp_path / "in.pt", tmp_path / "out.pt", tmp_path / "metrics.pt")
+
+
+@pytest.mark.parametrize("spec, text", [
+    ("ReduceLROnPlateau,factor=1", "factor is 1.0, it has to be below 1"),
+    ("ReduceLROnPlateau,min_lr2=0,min_lr3=0", "min_lr has 3 numbers"),
+    ("StepLR,step_size=0", "step_size is 0"),
+])  # fmt: skip
+def test_arguments_that_no_scheduler_has_are_refused(crossing, tmp_path, spec, text):
+    torch.save([1.0], tmp_path / "metrics.pt")
+    with pytest.raises(RuntimeError, match=re.escape(text)):
+        crossing("schedule", spec, "-", tmp_path / "out.pt", tmp_path / "metrics.pt")
+
+
+def test_one_scheduler_does_not_take_the_state_of_another(crossing, tmp_path):
+    torch.save([1.0], tmp_path / "metrics.pt")
+    crossing("schedule", "ReduceLROnPlateau", "-", tmp_path / "plateau.pt", tmp_path / "metrics.pt")
+    crossing("schedule", "StepLR", "-", tmp_path / "step.pt", tmp_path / "metrics.pt")
+    for spec, source in (("StepLR", "plateau.pt"), ("ReduceLROnPlateau", "step.pt")):
+        with pytest.raises(RuntimeError, match="is missing"):
+            crossing("schedule", spec, tmp_path / source, tmp_path / "out.pt", tmp_path / "metrics.pt")
+
+
+def test_step_lr_takes_the_state_of_libtorchs(trainers, schedulers, tmp_path):
+    trainers["c++"]("SGD,lr=0.1", "-", tmp_path / "libtorch.pt", 4)
+    torch.save([], tmp_path / "metrics.pt")
+    schedulers["c++"]("StepLR", "-", tmp_path / "in.pt", tmp_path / "metrics.pt")
+    state = torch.load(tmp_path / "in.pt") | {"scheduler": torch.load(tmp_path / "libtorch.pt")["scheduler"]}
+    torch.save(state, tmp_path / "in.pt")
+    schedulers["c++"]("StepLR", tmp_path / "in.pt", tmp_path / "out.pt", tmp_path / "metrics.pt")
+    got = torch.load(tmp_path / "out.pt")["scheduler"]
+    assert (got["step_size"], got["gamma"], got["base_lrs"]) == (3, 0.5, [0.1, 0.03])
+    assert (got["last_epoch"], got["_step_count"]) == (3, 4)
 
 
 # --- Form ----------------------------------------------------------------------------------------------------------

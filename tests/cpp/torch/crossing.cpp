@@ -5,6 +5,11 @@
 //
 // trains with an optimizer such as "AdamW,lr=0.01,amsgrad=1", from the beginning where IN is "-".
 //
+//   crossing schedule SPEC IN|- OUT METRICS
+//
+// steps a scheduler such as "StepLR,step_size=3" or "ReduceLROnPlateau,max=1" with each number of
+// the list in the file METRICS.
+//
 //   crossing echo IN OUT
 //   crossing tensors IN OUT
 //
@@ -158,6 +163,57 @@ void train(const Spec& spec, const std::string& in, const std::string& out, int 
                           {"step", step}});
 }
 
+template <class Scheduler, class Step>
+void step_through(Scheduler& scheduler, optim::Optimizer& optimizer, const std::string& in,
+                  const std::string& out, const Value& metrics, const Step& step) {
+  if (in != "-") {
+    const Value state = perdure::load(in);
+    perdure::load_state_dict(scheduler, state["scheduler"]);
+    perdure::load_state_dict(optimizer, state["optimizer"]);
+  }
+  Value::Items rates;
+  for (const Value& metric : metrics.as_items()) {
+    step(metric.as_double());
+    for (const double rate : scheduler.get_last_lr()) rates.emplace_back(rate);
+  }
+  perdure::save(out, Dict{{"scheduler", perdure::state_dict(scheduler)},
+                          {"optimizer", perdure::state_dict(optimizer)},
+                          {"rates", Value::list(rates)}});
+}
+
+// On two groups with the learning rates 0.1 and 0.03.
+void schedule(const Spec& spec, const std::string& in, const std::string& out,
+              const std::string& metrics) {
+  const auto group = [](double lr) {
+    return optim::OptimizerParamGroup({torch::ones({1}).set_requires_grad(true)},
+                                      std::make_unique<optim::SGDOptions>(lr));
+  };
+  optim::SGD optimizer({group(0.1), group(0.03)}, optim::SGDOptions(0.1));
+  const auto whole = [&](const char* key, std::int64_t otherwise) {
+    return static_cast<std::int64_t>(spec.get(key, static_cast<double>(otherwise)));
+  };
+  if (spec.name == "StepLR") {
+    perdure::StepLR scheduler(optimizer, whole("step_size", 1), spec.get("gamma", 0.1));
+    return step_through(scheduler, optimizer, in, out, perdure::load(metrics),
+                        [&](double) { scheduler.step(); });
+  }
+  perdure::PlateauOptions options{
+      .mode = spec.get("max", 0) != 0 ? perdure::Mode::max : perdure::Mode::min,
+      .factor = spec.get("factor", 0.1),
+      .patience = whole("patience", 10),
+      .threshold = spec.get("threshold", 1e-4),
+      .threshold_mode =
+          spec.get("abs", 0) != 0 ? perdure::ThresholdMode::abs : perdure::ThresholdMode::rel,
+      .cooldown = whole("cooldown", 0),
+      .min_lr = {spec.get("min_lr", 0)},
+      .eps = spec.get("eps", 1e-8)};
+  for (const char* key : {"min_lr2", "min_lr3"})
+    if (spec.options.contains(key)) options.min_lr.push_back(spec.get(key, 0));
+  perdure::ReduceLROnPlateau scheduler(optimizer, options);
+  step_through(scheduler, optimizer, in, out, perdure::load(metrics),
+               [&](double metric) { scheduler.step(metric); });
+}
+
 // The same tree with every tensor converted and converted back.
 Value through_torch(const Value& value) {
   if (value.kind() == Kind::tensor) return Value(perdure::to_tensor(value));
@@ -178,6 +234,8 @@ void run(const std::vector<std::string>& arguments) {
   const std::string command = arguments.empty() ? "" : arguments[0];
   if (command == "train" && arguments.size() == 5)
     train(Spec(arguments[1]), arguments[2], arguments[3], std::stoi(arguments[4]));
+  else if (command == "schedule" && arguments.size() == 5)
+    schedule(Spec(arguments[1]), arguments[2], arguments[3], arguments[4]);
   else if (command == "echo" && arguments.size() == 3)
     perdure::save(arguments[2], perdure::load(arguments[1]));
   else if (command == "tensors" && arguments.size() == 3)

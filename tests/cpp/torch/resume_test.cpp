@@ -44,6 +44,7 @@ struct Training {
                        nn::Linear(16, 1)};
   optim::SGD optimizer{model->parameters(), optim::SGDOptions(0.05).momentum(0.9).nesterov(true)};
   optim::StepLR scheduler{optimizer, 2, 0.5};
+  perdure::ReduceLROnPlateau plateau{optimizer, {.factor = 0.9, .patience = 1, .threshold = 0.05}};
   at::Generator shuffling = at::make_generator<at::CPUGeneratorImpl>(3);
   int epoch = 0;
   double best_loss = 1e9;
@@ -57,6 +58,7 @@ struct Training {
     state.add("model", model);
     state.add("optimizer", optimizer);
     state.add("scheduler", scheduler);
+    state.add("plateau", plateau);
     state.add("shuffling", shuffling);
     state.add("epoch", epoch);
     state.add("best_loss", best_loss);
@@ -75,6 +77,7 @@ struct Training {
         best_loss = std::min(best_loss, loss.item<double>());
       }
       scheduler.step();
+      plateau.step(torch::tensor(best_loss));
     }
   }
 };
@@ -252,7 +255,8 @@ TEST(Resume, NeedsEveryPartOfTheState) {
   const Directory directory;
   const auto file = directory.path() / "state.pt";
   EXPECT_TRUE(comes_out_the_same_without("", file));
-  for (const char* part : {"model", "optimizer", "scheduler", "rng", "shuffling", "epoch"})
+  for (const char* part :
+       {"model", "optimizer", "scheduler", "plateau", "rng", "shuffling", "epoch"})
     EXPECT_FALSE(comes_out_the_same_without(part, file)) << part;
 }
 
