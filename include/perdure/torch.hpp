@@ -15,6 +15,7 @@
 //
 // The optimizers are SGD, Adam, AdamW, RMSprop, Adagrad and LBFGS. Of LibTorch's schedulers, StepLR
 // can be saved; perdure::StepLR and perdure::ReduceLROnPlateau (torch/schedulers.hpp) are Python's.
+// perdure::ResumableLoader (torch/loader.hpp) goes on in the middle of an epoch.
 //
 // A state_dict looks into the live tensors, it copies none: save it before the next step. A
 // load_state_dict checks everything first; where anything does not fit, Error(invalid) lists every
@@ -23,6 +24,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <perdure/torch/loader.hpp>
 #include <perdure/torch/module.hpp>
 #include <perdure/torch/optimizer.hpp>
 #include <perdure/torch/optimizer_names.hpp>

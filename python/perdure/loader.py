@@ -9,6 +9,7 @@ from .stateful_loader import is_stateful_loader
 from .workers import outliving
 
 _KEYS = {"received", "start", "workers_kept", "samples", "batches"}
+_KEYS_IN_CPP = {"received", "start"}
 
 
 class ResumableLoader:
@@ -114,20 +115,27 @@ class ResumableLoader:
     def load_state_dict(self, state_dict: dict) -> None:
         """The next iteration is the rest of that epoch. One that is under way goes on as it was, and counts no more.
 
-        Raises InvalidError where it is a place in an epoch of other data, or of another length.
+        Raises InvalidError where it is a place in an epoch of other data, of another length, or drawn in C++.
         """
         if problems := self._misfits(state_dict):
             raise InvalidError("; ".join(problems))
         self._received = int(state_dict["received"])
         self._resume = state_dict["start"] if self._received else None
-        if not self._received:
+        if not self._received and state_dict["start"] is not None:
             self._generators.put(state_dict["start"])
-        self._workers_kept = state_dict["workers_kept"]
+        self._workers_kept = state_dict.get("workers_kept", False)
         self._running = None
         vars(self._loader)["_iterator"] = None  # persistent workers begin anew, as they do in a new process
 
     def _misfits(self, state) -> list[str]:
         """Why this cannot be loaded."""
+        if isinstance(state, dict) and state.keys() == _KEYS_IN_CPP:
+            if not state["received"]:
+                return []
+            return [
+                "the order of this epoch was drawn in C++, and Python cannot draw it: a run can go on in the other "
+                "language at the end of an epoch"
+            ]
         if not isinstance(state, dict) or not state.keys() >= _KEYS:
             return ["what the file has there is no state_dict of a ResumableLoader"]
         counts = self._generators.counts(state["start"])

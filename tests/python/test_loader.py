@@ -243,6 +243,14 @@ def test_a_restore_in_a_running_loop_counts_from_its_own_place():
     assert len(list(run.loader)) == 4
 
 
+def test_an_order_drawn_in_cpp_is_refused():
+    loader = Run(LOADERS["shuffled"]).loader
+    start = {"torch": torch.get_rng_state(), "own": [], "epochs": []}
+    with pytest.raises(perdure.InvalidError, match="drawn in C\\+\\+"):
+        loader.load_state_dict({"received": 2, "start": start})
+    loader.load_state_dict({"received": 0, "start": None})
+
+
 def test_it_is_registered_in_a_run(tmp_path):
     seed(1)
     whole = Run(LOADERS["shuffled"]).train()
