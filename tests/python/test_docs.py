@@ -49,7 +49,7 @@ def test_python_samples_run(tmp_path, monkeypatch):
     assert perdure.verify("cp.pt").state == "good"
 
 
-@pytest.mark.parametrize("number, example", [(0, "everyday.cpp"), (1, "one_file.cpp")])
+@pytest.mark.parametrize("number, example", [(0, "everyday.cpp"), (1, "everyday.cpp"), (2, "one_file.cpp")])
 def test_cpp_samples_stand_in_an_example(number, example):
     assert blocks("cpp")[number] in (ROOT / "examples" / "cpp" / example).read_text()
 
