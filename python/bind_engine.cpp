@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <functional>
 #include <perdure/checkpoint_manager.hpp>
+#include <perdure/optimizer_match.hpp>
 
 #include "bindings.hpp"
 #include "entry_encoder.hpp"
@@ -31,8 +32,8 @@ using OptimizerInfo = CheckpointInfo::Optimizer;
 using Check = std::function<Problems(const Value&)>;
 using Parameters = std::function<Names()>;
 using Describe = std::function<OptimizerInfo(const Names&)>;
-using Align =
-    std::function<std::pair<Value, Problems>(const Value&, const OptimizerInfo&, const Names&)>;
+using Aligned = std::tuple<Value, Problems, Problems>;  // problems, notes
+using Align = std::function<Aligned(const Value&, const OptimizerInfo&, const Names&, bool strict)>;
 
 Names to_python(const std::vector<ParameterName>& names) {
   Names out;
@@ -59,12 +60,32 @@ std::function<void(const Value&, Problems&)> entry_check(Check check) {
 
 decltype(TrainingState::Entry::align) entry_align(Align align) {
   if (!align) return {};
-  return [align](const Value& value, const OptimizerInfo& recorded,
-                 const std::vector<ParameterName>& names, Problems& problems) {
-    auto [aligned, more] = align(value, recorded, to_python(names));
-    append(problems, more);
+  return [align](const Value& value, const Alignment& alignment) {
+    const auto [aligned, problems, notes] =
+        align(value, alignment.recorded, to_python(alignment.names), alignment.strict);
+    append(alignment.problems, problems);
+    append(alignment.notes, notes);
     return aligned;
   };
+}
+
+// Per group: its options, and names, own name and shape of each parameter.
+using Outline =
+    std::vector<std::pair<Value, std::vector<std::tuple<std::vector<std::string>, std::string,
+                                                        std::vector<std::int64_t>>>>>;
+
+Aligned match(std::string class_name, Outline outline, std::function<Value(std::size_t)> state,
+              const Value& in_file, const OptimizerInfo& recorded, bool strict) {
+  OptimizerOutline own{
+      .class_name = std::move(class_name), .groups = {}, .state = std::move(state)};
+  for (auto& [options, params] : outline) {
+    auto& group = own.groups.emplace_back(options.as_dict());
+    for (auto& [names, own_name, shape] : params)
+      group.params.push_back({std::move(names), std::move(own_name), std::move(shape)});
+  }
+  Problems problems, notes;
+  const Value aligned = match_optimizer(own, in_file, {recorded, {}, strict, problems, notes});
+  return {aligned, problems, notes};
 }
 
 // What the encoder of a module or optimizer tells by itself, without a list made in Python.
@@ -143,7 +164,10 @@ void bind_state(nb::module_& m) {
       .def("load_state_dict", &TrainingState::load_state_dict, nb::arg("value"),
            nb::arg("recorded"), nb::arg("strict"), Released())
       .def("restore", &restore_state, nb::arg("file"), nb::arg("strict"), nb::arg("allocate"))
-      .def_prop_ro("broken", &TrainingState::broken);
+      .def_prop_ro("broken", &TrainingState::broken)
+      .def_prop_ro("notes", &TrainingState::notes);
+  m.def("match_optimizer", &match, nb::arg("class_name"), nb::arg("groups"), nb::arg("state"),
+        nb::arg("in_file"), nb::arg("recorded"), nb::arg("strict"));
 }
 
 void bind_checkpoint(nb::module_& m) {

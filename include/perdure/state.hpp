@@ -31,19 +31,29 @@ struct ParameterName {
   std::string name;
 };
 
+// What an optimizer's state in a file is brought into the optimizer's own order by.
+struct Alignment {
+  const CheckpointInfo::Optimizer& recorded;  // what the file says of it; empty for foreign files
+  const std::vector<ParameterName>& names;    // of the parameters of all registered modules
+  bool strict = true;                         // false: what only one side has is no problem
+  Problems& problems;
+  Problems& notes;  // what became of the things that do not fit, where that is no problem
+};
+
 // How an object of type T takes part. Specialise it for types of your own:
 //   static constexpr Role role = Role::other;
 //   static Value state_dict(const T&);
 //   static void load_state_dict(T&, const Value&);
 // and, where they help, any of:
-//   static void check(const T&, const Value&, Problems&);        // what would not fit, without
-//   changing anything static void attach(TrainingState&);                          // called by
-//   add: register RNG kinds static std::vector<ParameterName> parameters(const T&);      //
-//   modules: names without the entry's own static CheckpointInfo::Optimizer describe(const T&,
-//   const std::vector<ParameterName>&);   // optimizers static Value align(const T&, const Value&,
-//   const CheckpointInfo::Optimizer& recorded,
-//                      const std::vector<ParameterName>&, Problems&);  // optimizers: file order ->
-//                      own order
+//   // What would not fit, without changing anything.
+//   static void check(const T&, const Value&, Problems&);
+//   static void attach(TrainingState&);  // called by add: register RNG kinds
+//   // Modules: names without the entry's own.
+//   static std::vector<ParameterName> parameters(const T&);
+//   // Optimizers: what the file should say of it, and the file's order -> its own order (see
+//   // perdure/optimizer_match.hpp).
+//   static CheckpointInfo::Optimizer describe(const T&, const std::vector<ParameterName>&);
+//   static Value align(const T&, const Value&, const Alignment&);
 //   static Value live(const T&);  // see TrainingState::Entry
 template <class T>
 struct Adapter;
@@ -60,9 +70,7 @@ class TrainingState {
     std::function<void(const Value&, Problems&)> check;
     std::function<std::vector<ParameterName>()> parameters;
     std::function<CheckpointInfo::Optimizer(const std::vector<ParameterName>&)> describe;
-    std::function<Value(const Value&, const CheckpointInfo::Optimizer&,
-                        const std::vector<ParameterName>&, Problems&)>
-        align;
+    std::function<Value(const Value&, const Alignment&)> align;
     // For overlapped capture, of tensors that the last state_dict() gave as Liveness::stepped, or
     // that share their version counter: the counters, in an order of the entry's own; and the name
     // of the one at a place in that order (default: the order is that of those tensors in the
@@ -114,6 +122,10 @@ class TrainingState {
                        const std::map<std::string, CheckpointInfo::Optimizer>& recorded = {},
                        bool strict = true);
   bool broken() const noexcept { return broken_; }
+  // What the last load did that its caller should know of: with strict = false, what became of the
+  // state of an optimizer whose parameters are not those of the file. A manager gives it to
+  // ManagerOptions::warning.
+  const Problems& notes() const noexcept { return notes_; }
 
   // The same with a file that is open and not yet read. What fits (and strict is) goes from the
   // file straight into the tensors of registered objects, without a second copy in memory; a block
@@ -132,6 +144,7 @@ class TrainingState {
   std::vector<Entry> entries_;
   std::vector<RngKind> rng_kinds_;
   Dict kept_rng_;  // RNG kinds of the file that this program has not: written back as they were
+  Problems notes_;
   bool without_optimizer_ = false;
   bool broken_ = false;
 };
@@ -196,12 +209,8 @@ void TrainingState::add(std::string name, T& object) {
     entry.describe = [&object](const std::vector<ParameterName>& names) {
       return A::describe(object, names);
     };
-  if constexpr (requires(const Value& v, const CheckpointInfo::Optimizer& o,
-                         const std::vector<ParameterName>& n,
-                         Problems& p) { A::align(object, v, o, n, p); })
-    entry.align = [&object](const Value& v, const CheckpointInfo::Optimizer& o,
-                            const std::vector<ParameterName>& n,
-                            Problems& p) { return A::align(object, v, o, n, p); };
+  if constexpr (requires(const Value& v, const Alignment& a) { A::align(object, v, a); })
+    entry.align = [&object](const Value& v, const Alignment& a) { return A::align(object, v, a); };
   if constexpr (requires { A::versions(object); })
     entry.versions = [&object] { return A::versions(object); };
   if constexpr (requires { A::version_name(object, std::size_t{}); })

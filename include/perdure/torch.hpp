@@ -141,9 +141,8 @@ struct Adapter<T> {
   static CheckpointInfo::Optimizer describe(const T& x, const std::vector<ParameterName>& names) {
     return detail::describe_optimizer(x, names);
   }
-  static Value align(const T& x, const Value& value, const CheckpointInfo::Optimizer& recorded,
-                     const std::vector<ParameterName>& names, Problems& problems) {
-    return detail::align_optimizer(x, value, recorded, names, problems);
+  static Value align(const T& x, const Value& value, const Alignment& alignment) {
+    return detail::align_optimizer(x, value, alignment);
   }
   static std::vector<std::uint64_t> versions(const T& x) { return detail::step_versions(x); }
   static std::string version_name(const T& x, std::size_t place) {

@@ -16,12 +16,6 @@ _OPTIONAL = frozenset(
     "params param_names foreach maximize capturable differentiable fused amsgrad decoupled_weight_decay initial_lr "
     "max_lr min_lr base_momentum max_momentum swa_lr max_beta1 base_beta1".split()
 )
-# Per-parameter state that has its parameter's shape.
-_PARAM_SHAPED = frozenset(
-    "exp_avg exp_avg_sq max_exp_avg_sq exp_inf momentum_buffer square_avg grad_avg acc_delta sum ax "
-    "prev prev_grad step_size".split()
-)
-_MAX_ROWS = 20
 
 
 class OptimizerEntry:
@@ -41,17 +35,19 @@ class OptimizerEntry:
         own = {n: {k: x for k, x in _items(slots) if is_plain(x)} for n, slots in state.items()}
         return self.encoder.encode({"state": own})
 
-    def align(self, value, recorded, names):
-        """The file's state in this optimizer's order, and what does not fit. Tensors may have no data yet."""
-        saved = decode_structure(value)
-        problems = self._form(saved) or self._class(saved, recorded)
+    def align(self, value, recorded, names, strict):
+        """The file's state in this optimizer's order, what does not fit, and what became of that (strict=False).
+        Tensors may have no data yet."""
+        problems = self._class(value, recorded)
         if problems:
-            return value, problems
-        order, problems = self._order(saved, recorded, names)
-        if problems:
-            return value, problems
-        aligned = _reorder(saved, order, self._optimizer)
-        return encode(aligned, f"file[{self.name!r}]"), list(self._shapes(aligned, names))
+            return value, problems, []
+        params = self._params()
+
+        def own_state(number):
+            state = self._optimizer.state.get(params[number])
+            return encode(state or None, f"state[{self.name!r}]['state'][{number}]")
+
+        return _core.match_optimizer(self._class_name, self._outline(names), own_state, value, recorded, strict)
 
     def load_state_dict(self, value):
         saved = decode(value, Placement("cpu"))
@@ -62,34 +58,34 @@ class OptimizerEntry:
     def _params(self):
         return [p for group in self._optimizer.param_groups for p in group["params"]]
 
-    def _own_names(self, names):
-        """Names by group, or None where a parameter is of no registered module."""
+    @property
+    def _class_name(self):
+        return type(self._optimizer).__name__
+
+    def _outline(self, names):
+        """Per group: its options, and names, own name and shape of each parameter."""
         known = {}
         for identity, name in names:
-            known.setdefault(identity, name)
-        groups = [[known.get(id(p)) for p in g["params"]] for g in self._optimizer.param_groups]
-        return None if any(n is None for g in groups for n in g) else groups
+            known.setdefault(identity, []).append(name)
+        outline = []
+        for group in self._optimizer.param_groups:
+            options = {k: x for k, x in group.items() if k != "params"}
+            own_names = group.get("param_names") or [""] * len(group["params"])
+            params = [(known.get(id(p), []), n, list(p.shape)) for p, n in zip(group["params"], own_names)]
+            outline.append((encode(options, f"state[{self.name!r}]['param_groups']"), params))
+        return outline
 
-    def _form(self, saved):
-        if (
-            isinstance(saved, dict)
-            and isinstance(saved.get("state"), dict)
-            and isinstance(saved.get("param_groups"), list)
-        ):
-            return []
-        return ["what the file has there is no optimizer's state_dict"]
+    def _class(self, value, recorded):
+        if not recorded.class_name:
+            return self._foreign_class(_groups(value))
+        if recorded.class_name != self._class_name:
+            return [f"the state of {recorded.class_name} in the file, {self._class_name} in this program"]
+        return []
 
-    def _class(self, saved, recorded):
-        own = type(self._optimizer).__name__
-        if recorded.class_name and recorded.class_name != own:
-            return [f"the state of {recorded.class_name} in the file, {own} in this program"]
-        if recorded.class_name:
-            return []
-        return self._foreign_class(saved, own)
-
-    def _foreign_class(self, saved, own):
+    def _foreign_class(self, groups):
         """A file that records no class is judged by the options of its groups."""
-        for theirs, ours in zip(saved["param_groups"], self._optimizer.param_groups):
+        own = self._class_name
+        for theirs, ours in zip(groups, self._optimizer.param_groups):
             odd = (theirs.keys() ^ ours.keys()) - _OPTIONAL
             if odd:
                 return [
@@ -102,75 +98,17 @@ class OptimizerEntry:
                 ]
         return []
 
-    def _order(self, saved, recorded, names):
-        """For each own group, the file's numbers of its parameters in own order."""
-        numbers = [list(g["params"]) for g in saved["param_groups"]]
-        theirs = recorded.param_names or _group_names(saved["param_groups"])
-        ours = self._own_names(names) if recorded.param_names else _group_names(self._optimizer.param_groups)
-        if theirs and ours and list(map(len, theirs)) == list(map(len, numbers)):
-            return self._by_name(numbers, theirs, ours)
-        sizes, own_sizes = list(map(len, numbers)), [len(g["params"]) for g in self._optimizer.param_groups]
-        if sizes == own_sizes:
-            return numbers, []
-        return None, [f"parameter groups of {sizes} parameters in the file, of {own_sizes} in this program"]
-
-    def _by_name(self, numbers, theirs, ours):
-        if len(theirs) != len(ours) or any(sorted(t) != sorted(o) for t, o in zip(theirs, ours)):
-            return None, [_table(theirs, ours)]
-        found = [dict(zip(t, n)) for t, n in zip(theirs, numbers)]
-        return [[f[name] for name in o] for f, o in zip(found, ours)], []
-
-    def _shapes(self, aligned, names):
-        known = {identity: name for identity, name in reversed(names)}
-        for number, param in enumerate(self._params()):
-            for key, x in _items(aligned["state"].get(number)):
-                shape = x.as_tensor().shape if isinstance(x, _core.Value) else []
-                if key in _PARAM_SHAPED and shape and shape != list(param.shape):
-                    name = known.get(id(param), f"parameter {number}")
-                    yield f"{key} of {name}: shape {shape} in the file, {list(param.shape)} wanted"
-
 
 def _items(state):
     return state.items() if isinstance(state, dict) else ()
 
 
-def _group_names(groups):
-    """What PyTorch itself records for an optimizer made from named_parameters(); None where it did not."""
-    found = [g.get("param_names") for g in groups]
-    return found if all(isinstance(names, list) for names in found) else None
-
-
-def _table(theirs, ours) -> str:
-    """Which parameters are in which group, on both sides; only those that differ."""
-    in_file = {name: i for i, group in enumerate(theirs) for name in group}
-    here = {name: i for i, group in enumerate(ours) for name in group}
-    names = [n for n in dict.fromkeys([*in_file, *here]) if in_file.get(n) != here.get(n)]
-    width = max(map(len, [*names[:_MAX_ROWS], "parameter"]))
-    rows = [f"    {'parameter':<{width}}  in the file  in this program"]
-    rows += [f"    {n:<{width}}  {_group(in_file, n):<11}  {_group(here, n)}" for n in names[:_MAX_ROWS]]
-    if len(names) > _MAX_ROWS:
-        rows.append(f"    ... and {len(names) - _MAX_ROWS} more")
-    return "its parameter groups are not those of the file\n" + "\n".join(rows)
-
-
-def _group(groups, name):
-    return f"group {groups[name]}" if name in groups else "-"
-
-
-def _reorder(saved, order, optimizer):
-    """The file's state_dict with its parameters numbered as `optimizer` numbers them."""
-    flat = [number for group in order for number in group]
-    state = {new: saved["state"][old] for new, old in enumerate(flat) if old in saved["state"]}
-    state.update({k: v for k, v in saved["state"].items() if k not in flat})  # not of a parameter: as it is
-    groups, start = [], 0
-    for theirs, ours, numbers in zip(saved["param_groups"], optimizer.param_groups, order):
-        group = {**theirs, "params": list(range(start, start + len(numbers)))}
-        group.pop("param_names", None)
-        if "param_names" in ours:
-            group["param_names"] = list(ours["param_names"])
-        groups.append(group)
-        start += len(numbers)
-    return {**saved, "state": state, "param_groups": groups}
+def _groups(value):
+    """The param_groups of an optimizer's state_dict; none where it is not one, which the core says."""
+    is_dict = value.kind in (_core.Kind.dict, _core.Kind.ordered_dict)
+    parts = {k.scalar(): x for k, x in value.entries()} if is_dict else {}
+    groups = decode_structure(parts["param_groups"]) if "param_groups" in parts else []
+    return groups if isinstance(groups, list) and all(isinstance(g, dict) for g in groups) else []
 
 
 def _make_exact(live, saved):

@@ -1,5 +1,6 @@
 """TrainingState: everything that a training run must get back, registered once."""
 
+import logging
 import types
 
 import torch
@@ -14,6 +15,8 @@ from .optimizers import OptimizerEntry
 from .stateful_loader import stateful_loader_functions
 from .tensors import Placement, allocate
 from .values import decode, decode_structure, encode
+
+_logger = logging.getLogger("perdure")
 
 
 class TrainingState:
@@ -104,6 +107,7 @@ class TrainingState:
             self._state.load_state_dict(value, recorded, strict)
         finally:
             self._forget()
+        self._tell()
 
     def _forget(self):
         for encoder in self._encoders:  # what they hold may just have been replaced
@@ -117,6 +121,11 @@ class TrainingState:
             self._state.restore(file, strict, allocate)
         finally:
             self._forget()
+        self._tell()
+
+    def _tell(self):
+        for note in self._state.notes:
+            _logger.warning("%s", note)
 
     def _add_module(self, name, module):
         entry = ModuleEntry(name, module, self._options, self._optimizers)

@@ -48,6 +48,11 @@ Keys without(const Keys& keys, std::string_view part) {
 
 }  // namespace
 
+std::string without_wrappers(std::string key) {
+  for (const Wrapper& wrapper : kWrappers) key = without(std::move(key), wrapper.prefix);
+  return key;
+}
+
 std::string prefix_hint(const Value& in_file, const Value& own) {
   const auto theirs = string_keys(in_file);
   const auto ours = string_keys(own);

@@ -12,4 +12,7 @@ namespace perdure::engine {
 // "_orig_mod." (torch.compile) and by nothing else; "" otherwise.
 std::string prefix_hint(const Value& in_file, const Value& own);
 
+// "model.module._orig_mod.fc.weight" -> "model.fc.weight".
+std::string without_wrappers(std::string key);
+
 }  // namespace perdure::engine

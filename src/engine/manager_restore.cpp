@@ -52,7 +52,10 @@ class MeteredSource final : public Source {
 
 std::optional<Checkpoint> CheckpointManager::restore(TrainingState& state,
                                                      const RestoreOptions& options) {
-  return restore(options, take_into(state, options.strict));
+  auto restored = restore(options, take_into(state, options.strict));
+  if (restored)
+    for (const std::string& note : state.notes()) parts_->options.warning(note);
+  return restored;
 }
 
 std::optional<Checkpoint> CheckpointManager::restore(const RestoreOptions& options,

@@ -129,14 +129,17 @@ Value TrainingState::Loading::wanted_first(bool all) const {
 }
 
 void TrainingState::Loading::align() {
+  const CheckpointInfo::Optimizer unknown;
   for (Taken& taken : taken_) {
     taken.value = taken.in_file;
     if (!taken.entry->align) continue;
     const auto record = recorded_.find(taken.entry->name);
     collect(taken.problems, [&](Problems& found) {
+      Problems notes;
       taken.value = taken.entry->align(
-          taken.in_file, record == recorded_.end() ? CheckpointInfo::Optimizer{} : record->second,
-          names_, found);
+          taken.in_file,
+          {record == recorded_.end() ? unknown : record->second, names_, strict_, found, notes});
+      for (const std::string& line : notes) notes_.push_back(taken.entry->name + ": " + line);
     });
   }
 }
@@ -208,6 +211,7 @@ void TrainingState::restore(const CheckpointFile& file, bool strict,
 
 void TrainingState::put(Loading& loading) {
   broken_ = true;  // until all of it is done
+  notes_ = loading.notes();
   for (const Loading::Taken& taken : loading.taken()) taken.entry->load_state_dict(taken.value);
   if (loading.step) step = *loading.step;
   kept_rng_ = std::move(loading.kept_rng);

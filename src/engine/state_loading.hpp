@@ -40,6 +40,7 @@ class TrainingState::Loading {
 
   void align();
   void check();
+  const Problems& notes() const { return notes_; }
   void throw_problems() const;  // Error(invalid) with all of them, where there are any
 
   std::optional<std::int64_t> step;
@@ -60,6 +61,7 @@ class TrainingState::Loading {
   bool one_sided_ = false;  // strict=false would help with some of the problems
   std::vector<Taken> taken_;
   Problems problems_;  // of no entry
+  Problems notes_;
 };
 
 }  // namespace perdure

@@ -63,11 +63,10 @@ struct Adapter<test::Optimizer> {
     return description;
   }
   // "File order to own order": what it gives back is what must be loaded.
-  static Value align(const test::Optimizer&, const Value& value,
-                     const CheckpointInfo::Optimizer& recorded, const std::vector<ParameterName>&,
-                     Problems& problems) {
-    if (recorded.class_name == "Other") problems.push_back("is of class Other in the file");
-    if (recorded.class_name.empty()) return value;
+  static Value align(const test::Optimizer&, const Value& value, const Alignment& alignment) {
+    const std::string& class_name = alignment.recorded.class_name;
+    if (class_name == "Other") alignment.problems.push_back("is of class Other in the file");
+    if (class_name.empty()) return value;
     return Dict{{"momentum", value["momentum"].as_int() + 1000}};
   }
 };

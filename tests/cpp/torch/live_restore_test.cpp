@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <torch/torch.h>
 
+#include <algorithm>
 #include <map>
 #include <perdure/perdure.hpp>
 #include <perdure/torch.hpp>
@@ -9,6 +10,7 @@
 
 #include "expect_error.hpp"
 #include "format/memory_source.hpp"
+#include "storage/temporary_directory.hpp"
 
 namespace perdure::test {
 namespace {
@@ -193,6 +195,213 @@ TEST(LiveRestore, OneLoadedStateForTwoOptimizersIsTwo) {
     return state_dict(optimizer)["state"][0]["exp_avg"].as_tensor().storage->data;
   };
   EXPECT_NE(moment(second), moment(third));
+}
+
+// --- Optimizers whose parameters are not those of the file ---
+
+struct ChainImpl : nn::Module {
+  std::vector<nn::Linear> layers;
+  ChainImpl() {
+    for (const char* name : {"a", "b", "c"})
+      layers.push_back(register_module(name, nn::Linear(3, 3)));
+  }
+  torch::Tensor forward(torch::Tensor x) {
+    for (auto& layer : layers) x = torch::tanh(layer(x));
+    return x;
+  }
+};
+TORCH_MODULE(Chain);
+
+using Groups = std::vector<std::vector<std::string>>;  // names of parameters
+
+struct Training {
+  Chain model;
+  std::map<std::string, torch::Tensor> params;
+  Groups groups;
+  std::unique_ptr<optim::Optimizer> optimizer;
+  TrainingState state;
+
+  Training(const std::string& kind, Groups names) : groups(std::move(names)) {
+    for (const auto& item : model->named_parameters()) params[item.key()] = item.value();
+    std::vector<optim::OptimizerParamGroup> made;
+    for (const auto& group : groups) {
+      auto& tensors = made.emplace_back(std::vector<torch::Tensor>{}).params();
+      for (const std::string& name : group) tensors.push_back(params.at(name));
+    }
+    optimizer = make_named(kind, made);
+    state.add("model", model);
+    state.add("optimizer", *optimizer);
+  }
+  static std::unique_ptr<optim::Optimizer> make_named(
+      const std::string& kind, const std::vector<optim::OptimizerParamGroup>& made) {
+    if (kind == "SGD")
+      return std::make_unique<optim::SGD>(made, optim::SGDOptions(0.1).momentum(0.9));
+    if (kind == "Adam") return std::make_unique<optim::Adam>(made);
+    if (kind == "AdamW") return std::make_unique<optim::AdamW>(made);
+    if (kind == "RMSprop")
+      return std::make_unique<optim::RMSprop>(made, optim::RMSpropOptions(0.1).momentum(0.9));
+    return std::make_unique<optim::Adagrad>(made);
+  }
+  void train(int steps) {
+    for (int i = 0; i < steps; ++i) {
+      optimizer->zero_grad();
+      model(torch::randn({4, 3})).sum().backward();
+      optimizer->step();
+    }
+  }
+  // By name and key, a copy of what it is now; names without state are not there.
+  std::map<std::string, std::map<std::string, at::Tensor>> momentum() const {
+    const Value now = state_dict(*optimizer)["state"];
+    std::map<std::string, std::map<std::string, at::Tensor>> out;
+    std::int64_t number = -1;
+    for (const auto& group : groups)
+      for (const std::string& name : group)
+        if (const Value* found = now.as_dict().find(++number))
+          for (const auto& [key, x] : found->as_dict())
+            out[name][key.as_string()] = to_tensor(x).clone();
+    return out;
+  }
+  std::string saved() const {
+    CheckpointInfo info;
+    info.optimizers = state.optimizers();
+    return file_of(state.state_dict(), info);
+  }
+  void restore(const std::string& file, bool strict) {
+    state.restore(CheckpointFile::open(source_of(file)), strict);
+  }
+};
+
+struct Surgery {
+  const char* name;
+  Groups file, here;
+  bool strict;        // whether it fits a strict restore
+  const char* table;  // what it says otherwise, of an optimizer without state of its own
+};
+const Groups kAB = {{"a.weight", "a.bias", "b.weight", "b.bias"}};
+const Groups kABC = {{"a.weight", "a.bias", "b.weight", "b.bias", "c.weight", "c.bias"}};
+const Groups kApart = {{"a.weight", "a.bias"}, {"b.weight", "b.bias", "c.weight", "c.bias"}};
+const Surgery kSurgeries[] = {
+    {"Reorder",
+     kApart,
+     {{"c.bias", "b.bias", "b.weight", "c.weight"}, {"a.bias", "a.weight"}},
+     true,
+     ""},
+    {"Add", kAB, kABC, false, R"(
+    parameter       in the file  here            what happened
+    model.c.weight  -            group 0 [3, 3]  new: starts without momentum
+    model.c.bias    -            group 0 [3]     new: starts without momentum
+    and 4 others keep their momentum)"},
+    {"Remove", kABC, kAB, false, R"(
+    parameter       in the file     here  what happened
+    model.c.weight  group 0 [3, 3]  -     not here: its momentum is dropped
+    model.c.bias    group 0 [3]     -     not here: its momentum is dropped
+    and 4 others keep their momentum)"},
+    {"Split", kABC, kApart, false, R"(
+    parameter       in the file     here            what happened
+    model.a.weight  group 0 [3, 3]  group 0 [3, 3]  split off from group 0: keeps its momentum
+    model.a.bias    group 0 [3]     group 0 [3]     split off from group 0: keeps its momentum
+    and 4 others keep their momentum
+    group 0: its options are those of this program, but lr is that of group 0 in the file
+    group 1: its options are those of this program, but lr is that of group 0 in the file)"},
+    {"Move",
+     kApart,
+     {{"a.weight", "a.bias", "c.bias"}, {"b.weight", "b.bias", "c.weight"}},
+     false,
+     R"(
+    parameter     in the file  here         what happened
+    model.c.bias  group 1 [3]  group 0 [3]  moved from group 1 to 0: keeps its momentum
+    and 5 others keep their momentum)"},
+};
+const char* const kKinds[] = {"SGD", "Adam", "AdamW", "RMSprop", "Adagrad"};
+
+class OptimizerSurgery : public testing::TestWithParam<std::tuple<Surgery, const char*>> {};
+
+void expect_survivors_kept(const Training& from, const Training& to) {
+  const auto ours = to.momentum();
+  std::size_t survivors = 0;
+  for (const auto& [name, state] : from.momentum()) {
+    const bool is_here = std::ranges::any_of(to.groups, [&](const auto& group) {
+      return std::ranges::find(group, name) != group.end();
+    });
+    if (!is_here) continue;
+    ++survivors;
+    ASSERT_TRUE(ours.contains(name)) << name;
+    ASSERT_EQ(ours.at(name).size(), state.size()) << name;
+    for (const auto& [key, x] : state)
+      EXPECT_TRUE(detail::same_bits(x, ours.at(name).at(key))) << name << " " << key;
+  }
+  EXPECT_GE(survivors, 4U);
+}
+
+TEST_P(OptimizerSurgery, SurvivorsKeepEveryBit) {
+  const auto& [surgery, kind] = GetParam();
+  for (const int steps_before : {0, 2}) {  // into fresh state, and over that of other steps
+    Training from(kind, surgery.file), to(kind, surgery.here);
+    from.train(3);
+    to.train(steps_before);
+    const std::string file = from.saved();
+    if (!surgery.strict) {
+      EXPECT_ERROR(invalid,
+                   "optimizer: its parameters are not those of the file:", to.restore(file, true));
+      EXPECT_ERROR(invalid, "strict=False", to.restore(file, true));
+    }
+    to.restore(file, surgery.strict);
+    expect_survivors_kept(from, to);
+    EXPECT_EQ(to.state.notes().size(), surgery.strict ? 0U : 1U);
+    const bool has_state = steps_before > 0 || std::string(kind) == "Adagrad";
+    if (!surgery.strict && !(has_state && std::string(surgery.name) == "Add")) {
+      EXPECT_EQ(to.state.notes().at(0),
+                "optimizer: its parameters are not those of the file (strict=False):" +
+                    std::string(surgery.table));
+    }
+    to.train(1);
+  }
+}
+INSTANTIATE_TEST_SUITE_P(All, OptimizerSurgery,
+                         testing::Combine(testing::ValuesIn(kSurgeries), testing::ValuesIn(kKinds)),
+                         [](const auto& made) {
+                           return std::string(std::get<0>(made.param).name) +
+                                  std::get<1>(made.param);
+                         });
+
+TEST(OptimizerSurgery, NewParametersKeepWhatTheyHaveHere) {
+  Training from("Adagrad", kAB), to("Adagrad", kABC);
+  from.train(3), to.train(1);
+  const at::Tensor before = to.momentum().at("c.bias").at("sum");
+  to.restore(from.saved(), false);
+  EXPECT_TRUE(detail::same_bits(before, to.momentum().at("c.bias").at("sum")));
+  EXPECT_NE(to.state.notes().at(0).find("new: keeps the state it has here"), std::string::npos);
+}
+
+TEST(OptimizerSurgery, OptionsAreTheFilesWhereAGroupBecameAGroup) {
+  Training from("SGD", {{"a.weight", "a.bias"}, {"b.weight", "b.bias", "c.weight"}});
+  Training to("SGD", {{"a.bias", "a.weight"}, {"b.weight", "b.bias"}, {"c.weight", "c.bias"}});
+  const auto group = [](Training& training, std::size_t i) -> optim::SGDOptions& {
+    return static_cast<optim::SGDOptions&>(training.optimizer->param_groups()[i].options());
+  };
+  group(from, 0).lr(0.5).weight_decay(0.5);
+  group(from, 1).lr(0.25).weight_decay(0.25);
+  to.restore(from.saved(), false);
+  EXPECT_EQ(group(to, 0).lr(), 0.5);
+  EXPECT_EQ(group(to, 0).weight_decay(), 0.5);
+  for (const std::size_t i : {1, 2}) {  // split
+    EXPECT_EQ(group(to, i).lr(), 0.25);
+    EXPECT_EQ(group(to, i).weight_decay(), 0);
+  }
+}
+
+TEST(OptimizerSurgery, AManagerWarnsOfIt) {
+  const TemporaryDirectory directory;
+  std::vector<std::string> warnings;
+  CheckpointManager checkpoints(
+      directory.path(), {.warning = [&](const std::string& text) { warnings.push_back(text); }});
+  Training from("Adam", kAB), to("Adam", kABC);
+  from.train(1);
+  checkpoints.save(from.state).wait();
+  checkpoints.restore(to.state, {.strict = false});
+  EXPECT_EQ(warnings, to.state.notes());
+  checkpoints.restore(from.state);
+  EXPECT_EQ(warnings.size(), 1U);
 }
 
 }  // namespace
