@@ -1,4 +1,4 @@
-"""The code in the README is run: Python as it stands, C++ as part of an example that is built and run."""
+"""The code in the README and in docs/optimizer-surgery.md is run: Python as it stands, C++ as part of an example that is built and run."""
 
 import pathlib
 import re
@@ -15,8 +15,8 @@ from test_testing import exact
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 
 
-def blocks(language):
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+def blocks(language, page="README.md"):
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
 
 
 def words_of_the_reader():
@@ -75,3 +75,20 @@ def test_python_example_runs(tmp_path):
     command = [sys.executable, ROOT / "examples" / "python" / "everyday.py", tmp_path / "run"]
     assert "epoch 10:" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "epoch 1:" not in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_optimizer_surgery_prints_what_its_page_shows(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    for sample in blocks("python", "docs/optimizer-surgery.md"):
+        exec(sample, names)
+    checkpoints, state = names["checkpoints"], names["state"]
+    (table,) = blocks("text", "docs/optimizer-surgery.md")
+    with pytest.raises(perdure.InvalidError) as refused:
+        checkpoints.restore(state)
+    checkpoints.restore(state, strict=False)
+    checkpoints.close()
+    assert table in [record.getMessage() + "\n" for record in caplog.records]
+    rows = [line for line in table.splitlines() if "momentum" in line and "parameter" not in line]
+    assert len(rows) == 7 and all(row in str(refused.value) for row in rows)
+    assert names["optimizer"].param_groups[1]["lr"] == 0.001
