@@ -110,7 +110,7 @@ void ask_encoder(TrainingState::Entry& entry, nb::object object) {
 void add_entry(TrainingState& state, std::string name, Role role, std::function<Value()> state_dict,
                std::function<void(const Value&)> load_state_dict, Check check,
                Parameters parameters, Describe describe, Align align, nb::object encoder,
-               std::function<Value()> live) {
+               std::function<Value()> live, std::function<Value()> structure) {
   TrainingState::Entry entry;
   entry.name = std::move(name);
   entry.role = role;
@@ -125,18 +125,19 @@ void add_entry(TrainingState& state, std::string name, Role role, std::function<
   entry.align = entry_align(std::move(align));
   if (!encoder.is_none()) ask_encoder(entry, std::move(encoder));
   entry.live = std::move(live);
+  entry.structure = std::move(structure);
   state.add_entry(std::move(entry));
 }
 
 // `allocate` gets each storage that is read into memory of its own, and calls set_data on it.
-void restore_state(TrainingState& state, const CheckpointFile& file, bool strict,
+void restore_state(TrainingState& state, const CheckpointFile& file, const MatchOptions& options,
                    nb::callable allocate) {
   const auto call = [&allocate](TensorStorage& storage) {
     nb::gil_scoped_acquire gil;
     allocate(nb::cast(&storage, nb::rv_policy::reference));
   };
   nb::gil_scoped_release release;
-  state.restore(file, strict, call);
+  state.restore(file, options, call);
 }
 
 void bind_state(nb::module_& m) {
@@ -145,13 +146,21 @@ void bind_state(nb::module_& m) {
       .value("module", Role::module)
       .value("optimizer", Role::optimizer)
       .value("other", Role::other);
+  nb::class_<MatchOptions>(m, "MatchOptions")
+      .def(
+          "__init__",
+          [](MatchOptions* place, bool strict, std::vector<std::string> only,
+             std::vector<std::pair<std::string, std::string>> rename, bool cast) {
+            new (place) MatchOptions{strict, std::move(only), std::move(rename), cast};
+          },
+          nb::arg("strict"), nb::arg("only"), nb::arg("rename"), nb::arg("cast"));
   nb::class_<TrainingState>(m, "TrainingState")
       .def(nb::init<>())
       .def_rw("step", &TrainingState::step)
       .def("add_entry", &add_entry, nb::arg("name"), nb::arg("role"), nb::arg("state_dict"),
            nb::arg("load_state_dict"), nb::arg("check").none(), nb::arg("parameters").none(),
            nb::arg("describe").none(), nb::arg("align").none(), nb::arg("encoder") = nb::none(),
-           nb::arg("live") = nb::none())
+           nb::arg("live") = nb::none(), nb::arg("structure") = nb::none())
       .def("add_none", [](TrainingState& s, std::string name) { s.add(std::move(name), nullptr); })
       .def("add_rng",
            [](TrainingState& s, std::string name, std::function<Value()> capture,
@@ -162,8 +171,8 @@ void bind_state(nb::module_& m) {
           "state_dict", [](const TrainingState& s) { return Value(s.state_dict()); }, Released())
       .def("optimizers", &TrainingState::optimizers, Released())
       .def("load_state_dict", &TrainingState::load_state_dict, nb::arg("value"),
-           nb::arg("recorded"), nb::arg("strict"), Released())
-      .def("restore", &restore_state, nb::arg("file"), nb::arg("strict"), nb::arg("allocate"))
+           nb::arg("recorded"), nb::arg("options"), Released())
+      .def("restore", &restore_state, nb::arg("file"), nb::arg("options"), nb::arg("allocate"))
       .def_prop_ro("broken", &TrainingState::broken)
       .def_prop_ro("notes", &TrainingState::notes);
   m.def("match_optimizer", &match, nb::arg("class_name"), nb::arg("groups"), nb::arg("state"),
@@ -280,7 +289,7 @@ std::optional<double> interval_of(const CheckpointManager& manager) {
 // A damaged file that Python's `take` came upon must reach the core as damage, or it would not fall
 // back.
 std::optional<Checkpoint> restore(CheckpointManager& manager, std::optional<std::int64_t> step,
-                                  const std::optional<std::filesystem::path>& path, bool strict,
+                                  const std::optional<std::filesystem::path>& path,
                                   nb::callable take) {
   const auto call = [&take](const CheckpointFile& file) {
     nb::gil_scoped_acquire gil;
@@ -290,7 +299,7 @@ std::optional<Checkpoint> restore(CheckpointManager& manager, std::optional<std:
       rethrow_from_callback(raised);
     }
   };
-  RestoreOptions options{.step = step, .path = path.value_or(""), .strict = strict};
+  RestoreOptions options{.step = step, .path = path.value_or("")};
   nb::gil_scoped_release release;
   return manager.restore(options, call);
 }
@@ -303,8 +312,7 @@ void bind_engine(nb::module_& m) {
   bind_handle(m);
   nb::class_<CheckpointManager>(m, "CheckpointManager")
       .def("__init__", &open_manager, nb::arg("directory"), nb::arg("options"))
-      .def("restore", &restore, nb::arg("step").none(), nb::arg("path").none(), nb::arg("strict"),
-           nb::arg("take"))
+      .def("restore", &restore, nb::arg("step").none(), nb::arg("path").none(), nb::arg("take"))
       .def("save",
            nb::overload_cast<const TrainingState&, const Metrics&>(&CheckpointManager::save),
            nb::arg("state"), nb::arg("metrics"), Released())

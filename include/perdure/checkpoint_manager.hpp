@@ -147,7 +147,11 @@ class SaveHandle {
 struct RestoreOptions {
   std::optional<std::int64_t> step = {};  // this step (its newest generation) instead of the newest
   std::filesystem::path path = {};  // this file, any that load() takes, instead of one of the run
-  bool strict = true;               // false: what only one side has is skipped
+  // What follows is as in MatchOptions (perdure/state.hpp).
+  bool strict = true;  // false: what only one side has is skipped, which `warning` is told
+  std::vector<std::string> only = {};  // {"model", "model.encoder.*"}: nothing but that
+  std::vector<std::pair<std::string, std::string>> rename = {};  // {{"model.old.*", "model.new.*"}}
+  bool cast = false;  // whether dtypes of a module's tensors are converted
 };
 
 class CheckpointManager {

@@ -25,6 +25,25 @@ enum class Role { value, module, optimizer, other };
 // the name of the entry is put in front.
 using Problems = std::vector<std::string>;
 
+// How a restore deals with a file that is not just what is registered. Names are those of entries,
+// and of what is in them with the keys joined by dots: "optimizer", "model.fc.weight"; "step" and
+// "rng" are names, too. A name stands for all that is below it. Patterns have "*" in them for any
+// run of characters, dots too ("model.encoder.*"), and stand for whole names. That keys differ by
+// the prefixes of wrappers ("module.", "_orig_mod.") needs no option.
+struct MatchOptions {
+  bool strict = true;  // false: what only one side has is skipped; what does not fit is still not
+  // Names or patterns of what is to be restored; all else stays as it is. Of modules also single
+  // tensors; all other entries whole. Empty: everything.
+  std::vector<std::string> only = {};
+  // From names or patterns of the file to those here, with as many "*" on both sides, as
+  // {{"net", "model"}, {"model.old.*", "model.new.*"}}: the first that fits a name. The names that
+  // a file has recorded for the parameters of its optimizers change with them.
+  std::vector<std::pair<std::string, std::string>> rename = {};
+  // Whether tensors of modules that have another dtype in the file are converted: floating point
+  // (and complex) numbers to any precision, integers to wider ones.
+  bool cast = false;
+};
+
 // Who a parameter is: the address of its tensor object and its name ("model.fc.weight").
 struct ParameterName {
   const void* identity = nullptr;
@@ -55,6 +74,7 @@ struct Alignment {
 //   static CheckpointInfo::Optimizer describe(const T&, const std::vector<ParameterName>&);
 //   static Value align(const T&, const Value&, const Alignment&);
 //   static Value live(const T&);  // see TrainingState::Entry
+//   static Value structure(const T&);  // modules; see TrainingState::Entry
 template <class T>
 struct Adapter;
 
@@ -85,6 +105,11 @@ class TrainingState {
     // gets tensors without data in align and check: all but numbers (of an optimizer), and those
     // that give several values to one memory.
     std::function<Value()> live = {};
+    // Of a module: a dict with the keys of its state_dict, and for each a tensor whose dtype and
+    // shape are wanted (it needs no data), or None for what may be anything. With it, a load
+    // matches the keys, compares dtypes and shapes, and lists what does not fit; load_state_dict
+    // then gets keys that are here, and maybe not all of them (see MatchOptions).
+    std::function<Value()> structure = {};
   };
   // One kind of random number generator: "torch", "python", "numpy", "cuda".
   struct RngKind {
@@ -114,25 +139,25 @@ class TrainingState {
   std::map<std::string, CheckpointInfo::Optimizer> optimizers() const;
 
   // Everything in `value` goes back into what is registered. First all of it is checked; where
-  // anything does not fit, Error(invalid) lists every line and nothing is changed. With strict =
-  // false, names that only one side has are skipped. Where an object throws half way, the state is
-  // broken() until a load succeeds. `recorded`: what the file says of its optimizers (empty for
-  // files that are not perdure's).
+  // anything does not fit, Error(invalid) has a table of it, says what can be done, and nothing is
+  // changed. Where an object throws half way, the state is broken() until a load of all of it
+  // succeeds. `recorded`: what the file says of its optimizers (empty for files that are not
+  // perdure's).
   void load_state_dict(const Value& value,
                        const std::map<std::string, CheckpointInfo::Optimizer>& recorded = {},
-                       bool strict = true);
+                       const MatchOptions& options = {});
   bool broken() const noexcept { return broken_; }
-  // What the last load did that its caller should know of: with strict = false, what became of the
-  // state of an optimizer whose parameters are not those of the file. A manager gives it to
-  // ManagerOptions::warning.
+  // What the last load did that its caller should know of: with strict = false, what was skipped,
+  // and what became of the state of an optimizer whose parameters are not those of the file. A
+  // manager gives it to ManagerOptions::warning.
   const Problems& notes() const noexcept { return notes_; }
 
-  // The same with a file that is open and not yet read. What fits (and strict is) goes from the
-  // file straight into the tensors of registered objects, without a second copy in memory; a block
-  // is verified before it is written there. Damage that is found while that is done leaves the
-  // state broken(), like an object that throws. The file's tensors are the objects' own afterwards.
-  // `allocate` is for all else, as in CheckpointFile::read_all.
-  void restore(const CheckpointFile& file, bool strict = true,
+  // The same with a file that is open and not yet read. What fits (and is strict, and all) goes
+  // from the file straight into the tensors of registered objects, without a second copy in memory;
+  // a block is verified before it is written there. Damage that is found while that is done leaves
+  // the state broken(), like an object that throws. The file's tensors are the objects' own
+  // afterwards. `allocate` is for all else, as in CheckpointFile::read_all.
+  void restore(const CheckpointFile& file, const MatchOptions& options = {},
                const CheckpointFile::Allocate& allocate = {});
 
  private:
@@ -199,11 +224,21 @@ void TrainingState::add(std::string name, T& object) {
   entry.name = std::move(name);
   entry.role = A::role;
   entry.state_dict = [&object] { return A::state_dict(object); };
-  entry.load_state_dict = [&object](const Value& v) { A::load_state_dict(object, v); };
+  entry.load_state_dict = [&object](const Value& v) {
+    try {
+      A::load_state_dict(object, v);
+    } catch (const Error&) {
+      throw;
+    } catch (const std::exception& error) {  // of the object's own: it gets the entry's name
+      throw Error(ErrorCode::invalid, error.what());
+    }
+  };
   if constexpr (requires(const Value& v, Problems& p) { A::check(object, v, p); })
     entry.check = [&object](const Value& v, Problems& p) { A::check(object, v, p); };
   if constexpr (requires { A::parameters(object); })
     entry.parameters = [&object] { return A::parameters(object); };
+  if constexpr (requires { A::structure(object); })
+    entry.structure = [&object] { return A::structure(object); };
   if constexpr (requires { A::live(object); }) entry.live = [&object] { return A::live(object); };
   if constexpr (requires(const std::vector<ParameterName>& names) { A::describe(object, names); })
     entry.describe = [&object](const std::vector<ParameterName>& names) {
@@ -220,5 +255,13 @@ void TrainingState::add(std::string name, T& object) {
   add_entry(std::move(entry));
   if constexpr (requires(TrainingState& s) { A::attach(s); }) A::attach(*this);
 }
+
+namespace detail {
+
+// For the load_state_dict of a module by itself: what is in `in_file` under the keys of `own` (see
+// TrainingState::Entry::structure). Error(invalid) with a table where not all of it fits `what`.
+Value match_state_dict(const Value& in_file, const Value& own, const std::string& what);
+
+}  // namespace detail
 
 }  // namespace perdure

@@ -117,9 +117,12 @@ template <detail::ModuleLike T>
 struct Adapter<T> {
   static constexpr Role role = Role::module;
   static Value state_dict(const T& x) { return perdure::state_dict(x); }
-  static void load_state_dict(T& x, const Value& value) { perdure::load_state_dict(x, value); }
+  static void load_state_dict(T& x, const Value& value) {
+    detail::copy_into(detail::module_of(x), value);
+  }
+  static Value structure(const T& x) { return detail::structure_of(detail::module_of(x)); }
   static void check(const T& x, const Value& value, Problems& problems) {
-    detail::match_module(detail::module_of(x), value, problems, detail::Bytes::later);
+    detail::pair_up(detail::module_of(x), value, problems);
   }
   static Value live(const T& x) { return detail::live_state(detail::module_of(x)); }
   static std::vector<ParameterName> parameters(const T& x) {

@@ -15,7 +15,7 @@ from .errors import InvalidError, InvalidTypeError
 from .handles import Checkpoint, PlannedCheckpoint, SaveHandle, checkpoint_of, plan_of
 from .policies import Best, as_every, as_list, core_best
 from .progress import shown
-from .state import TrainingState
+from .state import TrainingState, match_options
 from .values import decode
 
 _logger = logging.getLogger("perdure")
@@ -125,7 +125,14 @@ class CheckpointManager:
         _open_managers.add(self)
 
     def restore(
-        self, state: TrainingState, step: int | None = None, path=None, strict: bool = True
+        self,
+        state: TrainingState,
+        step: int | None = None,
+        path=None,
+        strict: bool = True,
+        only=(),
+        rename: dict[str, str] | None = None,
+        cast: bool = False,
     ) -> Checkpoint | None:
         """Puts the newest whole checkpoint into `state`. Returns it, or None where the directory has none yet.
 
@@ -133,23 +140,32 @@ class CheckpointManager:
         taken. Any other trouble is raised: going on from an older step would be silent loss.
 
         step: this step instead of the newest (it never falls back). path: this file, any that perdure.load takes.
-        strict: whether everything registered must be in the file and the other way round. The error lists all that
-            does not fit, and nothing is changed.
+
+        What does not fit is an error with a table of all of it, which says what can be done; nothing is changed then.
+        Names are those of entries, and of what is in them with the keys joined by dots ("optimizer",
+        "model.fc.weight"); a name stands for all that is below it, and patterns with "*" in them for whole names.
+
+        strict: whether everything registered must be in the file and the other way round. What is skipped otherwise
+            is logged. A wrong shape or dtype is an error all the same.
+        only: names or patterns of what is to be restored, ["model", "other.encoder.*"]; all else, also "step" and
+            "rng", stays as it is. Of modules also single tensors; other entries whole.
+        rename: from names or patterns of the file to those here, {"net": "model", "model.old.*": "model.new.*"}.
+        cast: converts the tensors of modules whose dtype is another one in the file: floating point (and complex)
+            numbers to any precision, integers to wider ones.
 
         Tensors of registered modules and optimizers that fit are read into where they are, each block verified
-        before: no second copy of the state is in memory. When the file of a named step or path turns out damaged, or
-        the disk fails, the state may be a mix by then: state.broken says so, and it is not saved before another
-        restore succeeds.
+        before: no second copy of the state is in memory. (With strict=False or `only` there is one.) When the file of
+        a named step or path turns out damaged, or the disk fails, the state may be a mix by then: state.broken says
+        so, and it is not saved before another restore succeeds.
         """
         _require_state(state)
+        options = match_options(strict, only, rename, cast)
 
         def take(file):
-            state._restore(file, strict)
+            state._restore(file, options)
 
         with shown("perdure: restoring", self._core.progress):
-            return checkpoint_of(
-                self._core.restore(step, None if path is None else os.fsdecode(path), strict, take)
-            )
+            return checkpoint_of(self._core.restore(step, None if path is None else os.fsdecode(path), take))
 
     def save(self, state: TrainingState, metrics=None) -> SaveHandle:
         """Saves `state` as the next checkpoint of its step, and prunes those that need not be kept.

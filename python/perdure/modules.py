@@ -4,19 +4,18 @@ import torch
 
 from . import _core
 from .bits import same_bits
-from .tensors import Placement, is_plain
-from .values import decode
-from .wrappers import own_keys, plain_keys, plain_state
+from .tensors import DTYPE_NAMES, Placement, is_plain
+from .values import decode, encode
+from .wrappers import own_keys, plain_state
 
 
 class ModuleEntry:
-    """Checks everything first; what does not fit is listed, nothing is cast or skipped."""
+    """The core matches the keys of the state_dict in a file, and lists what does not fit."""
 
-    def __init__(self, name: str, module: torch.nn.Module, options, optimizers: _core.Optimizers):
+    def __init__(self, name: str, module: torch.nn.Module, optimizers: _core.Optimizers):
         self.name = name
         self.encoder = _core.ModuleEncoder(module, f"state[{name!r}]", optimizers)
         self._module = module
-        self._options = options  # .strict: of the load that is going on
 
     def state_dict(self):
         return self.encoder.encode(plain_state(self._module))
@@ -25,36 +24,23 @@ class ModuleEntry:
         """Those entries of the state_dict whose tensors are the module's own: a restore reads straight into them."""
         return self.encoder.encode({k: x for k, x in plain_state(self._module).items() if is_plain(x)})
 
+    def structure(self):
+        """The state_dict, as far as dtype and shape of a tensor are known and wanted; None for all else."""
+        return encode({k: _outline(x) for k, x in plain_state(self._module).items()})
+
     def check(self, value) -> list[str]:
-        """What does not fit. Tensors that will be read straight into the module's have no data yet."""
-        saved = decode(value, Placement("meta"))
-        if not isinstance(saved, dict):
-            return [f"a {type(saved).__name__} in the file, where a module's state_dict is wanted"]
-        saved = plain_keys(saved, self._module)
-        own = plain_state(self._module)
-        return [*self._names(saved, own), *self._misfits(saved, own), *self._untied(value, own)]
+        """What stands against it yet. Tensors that will be read straight into the module's have no data yet."""
+        return list(self._untied(value, plain_state(self._module)))
 
     def load_state_dict(self, value):
-        saved = plain_keys(decode(value, Placement("cpu")), self._module)
-        if not _is_plain(self._module) or not _is_there(saved, plain_state(self._module)):
-            self._module.load_state_dict(own_keys(saved, self._module), strict=self._options.strict)
-
-    def _names(self, saved, own):
-        if not self._options.strict:  # a wrapper's prefix on every key must not look like a success
-            return ["no key in common with the file"] if own and not own.keys() & saved.keys() else []
-        lines = [f"{k}: in the module, not in the file" for k in own if k not in saved]
-        return lines + [f"{k}: in the file, not in the module" for k in saved if k not in own]
-
-    def _misfits(self, saved, own):
-        for key in own:
-            line = _misfit(saved[key], own[key]) if key in saved else ""
-            if line:
-                yield f"{key}: {line}"
+        saved, own = decode(value, Placement("cpu")), plain_state(self._module)
+        if not _is_plain(self._module) or not _is_there(saved, own):
+            whole = saved.keys() == own.keys()
+            self._module.load_state_dict(own_keys(saved, self._module), strict=whole)
 
     def _untied(self, value, own):
         """Tied in the module, but two different values in the file: one of them would be lost."""
         saved = {k.scalar(): x for k, x in value.entries() if x.kind is _core.Kind.tensor}
-        saved = plain_keys(saved, self._module)
         for keys in _ties(own):
             first = keys[0]
             for other in keys[1:]:
@@ -104,19 +90,11 @@ def _same_value(a, b) -> bool:
     return same_bits(decode(a), decode(b))
 
 
-def _misfit(saved, own) -> str:
-    if not isinstance(own, torch.Tensor):
-        return ""  # extra state is the module's own affair
-    if not isinstance(saved, torch.Tensor):
-        return f"a {type(saved).__name__} in the file, a tensor in the module"
-    if torch.nn.parameter.is_lazy(own):
-        return ""
-    if saved.shape != own.shape:
-        return f"shape {list(saved.shape)} in the file, {list(own.shape)} in the module"
-    if saved.dtype != own.dtype:
-        remedy = f"convert the module first: model.to({saved.dtype})"
-        return f"{saved.dtype} in the file, {own.dtype} in the module; {remedy}"
-    return ""
+def _outline(x):
+    if is_plain(x):
+        return x
+    known = isinstance(x, torch.Tensor) and not torch.nn.parameter.is_lazy(x) and x.dtype in DTYPE_NAMES
+    return torch.empty(x.shape, dtype=x.dtype, device="meta") if known and not x.is_nested else None
 
 
 def _ties(own):

@@ -1,7 +1,7 @@
 """TrainingState: everything that a training run must get back, registered once."""
 
+import contextlib
 import logging
-import types
 
 import torch
 
@@ -12,6 +12,7 @@ from .generators import generator_entry
 from .loader import ResumableLoader
 from .modules import ModuleEntry
 from .optimizers import OptimizerEntry
+from .policies import as_list
 from .stateful_loader import stateful_loader_functions
 from .tensors import Placement, allocate
 from .values import decode, decode_structure, encode
@@ -44,7 +45,7 @@ class TrainingState:
     def __init__(self, **things):
         own = {"_state": _core.TrainingState(), "_things": {}, "_values": {},
                "_optimizers": _core.Optimizers(), "_encoders": [],
-               "_options": types.SimpleNamespace(strict=True)}  # fmt: skip
+               }  # fmt: skip
         vars(self).update(own)
         rng.register(self._state)
         for name, thing in things.items():
@@ -73,11 +74,15 @@ class TrainingState:
         """What goes into a file, as plain data over the live tensors: {name: state, ..., "step": ..., "rng": ...}."""
         return decode(self._captured(), Placement(fallback="cpu"))
 
-    def load_state_dict(self, state_dict: dict, strict: bool = True) -> None:
+    def load_state_dict(self, state_dict: dict, strict: bool = True, only=(), rename=None, cast: bool = False) -> None:
         """Everything in `state_dict` goes back into what is registered. First all of it is checked: where anything
-        does not fit, InvalidError lists every line and nothing is changed. strict=False skips what only one side has.
+        does not fit, InvalidError has a table of it, says what can be done, and nothing is changed. The options are
+        those of CheckpointManager.restore().
         """
-        self._load(encode(state_dict), {}, strict)
+        options = match_options(strict, only, rename, cast)
+        value = encode(state_dict)
+        with self._loading(value):
+            self._state.load_state_dict(value, {}, options)
 
     @property
     def step(self) -> int:
@@ -100,37 +105,26 @@ class TrainingState:
     def _register_rng(self):
         rng.register(self._state)
 
-    def _load(self, value, recorded, strict):
+    def _restore(self, file, options):
+        """As load_state_dict of a file that is not read yet: what fits goes straight into what is registered."""
+        with self._loading(file.value):
+            self._state.restore(file, options, allocate)
+
+    @contextlib.contextmanager
+    def _loading(self, value):
         rng.register(self._state, cuda=_has_cuda(value))
-        self._options.strict = strict
         try:
-            self._state.load_state_dict(value, recorded, strict)
+            yield
         finally:
-            self._forget()
-        self._tell()
-
-    def _forget(self):
-        for encoder in self._encoders:  # what they hold may just have been replaced
-            encoder.forget()
-
-    def _restore(self, file, strict):
-        """As _load of a file that is not read yet: what fits goes straight into what is registered."""
-        rng.register(self._state, cuda=_has_cuda(file.value))
-        self._options.strict = strict
-        try:
-            self._state.restore(file, strict, allocate)
-        finally:
-            self._forget()
-        self._tell()
-
-    def _tell(self):
+            for encoder in self._encoders:  # what they hold may just have been replaced
+                encoder.forget()
         for note in self._state.notes:
             _logger.warning("%s", note)
 
     def _add_module(self, name, module):
-        entry = ModuleEntry(name, module, self._options, self._optimizers)
-        self._entry(name, _core.Role.module, entry.state_dict, entry.load_state_dict,
-                    check=entry.check, encoder=entry.encoder, live=entry.live)  # fmt: skip
+        entry = ModuleEntry(name, module, self._optimizers)
+        self._entry(name, _core.Role.module, entry.state_dict, entry.load_state_dict, check=entry.check,
+                    encoder=entry.encoder, live=entry.live, structure=entry.structure)  # fmt: skip
 
     def _add_optimizer(self, name, optimizer):
         entry = OptimizerEntry(name, optimizer)
@@ -168,8 +162,9 @@ class TrainingState:
         if not _fill(self._values[name], new):
             self._values[name] = new
 
-    def _entry(self, name, role, get, put, check=None, align=None, encoder=None, live=None):
-        self._state.add_entry(name, role, get, put, check, None, None, align, encoder, live)
+    def _entry(self, name, role, get, put, check=None, align=None, encoder=None, live=None, structure=None):
+        put = _named(name, put)
+        self._state.add_entry(name, role, get, put, check, None, None, align, encoder, live, structure)
         if encoder is not None:
             self._encoders.append(encoder)
 
@@ -206,6 +201,29 @@ class TrainingState:
 def _short(value) -> str:
     text = repr(value)
     return text if len(text) <= 40 else f"<{type(value).__name__}>"
+
+
+def _named(name, put):
+    """`put`, whose exceptions tell which entry it was."""
+
+    def named(value):
+        try:
+            put(value)
+        except Exception as error:
+            raise InvalidError(
+                f'"{name}" could not take its state from the file: {type(error).__name__}: {error}\n'
+                "The state is a mixture now: restore it again, or start anew, before it is saved"
+            ) from error
+
+    return named
+
+
+def match_options(strict, only, rename, cast) -> _core.MatchOptions:
+    """What a restore does about a file that is not just what is registered; see CheckpointManager.restore()."""
+    if rename is not None and not isinstance(rename, dict):
+        raise InvalidTypeError('rename is a dict of names in the file to names here: {"model.old.*": "model.new.*"}')
+    names = as_list(only, str)
+    return _core.MatchOptions(bool(strict), names, list((rename or {}).items()), bool(cast))
 
 
 def _state_functions(thing):

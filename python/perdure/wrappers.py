@@ -30,12 +30,6 @@ def plain_state(module):
     return names.plain(own) if names else own
 
 
-def plain_keys(saved, module):
-    """The state_dict in a file under plain names, where it has those that `module` itself gives."""
-    names = _Names.of(module, module.state_dict())
-    return names.plain(saved) if names and names.are_in(saved) else saved
-
-
 def own_keys(saved, module):
     """A state_dict under plain names as module.load_state_dict takes it."""
     names = _Names.of(module, module.state_dict())
@@ -67,10 +61,6 @@ class _Names:
         return _renamed(state, self.to_own, lambda metadata: {
             own: metadata[plain] for own, plain in self.paths.items() if plain in metadata
         })  # fmt: skip
-
-    def are_in(self, saved) -> bool:
-        """Whether a file's names are rather the module's own than the plain ones."""
-        return len(saved.keys() & self.to_plain.keys()) > len(saved.keys() & self.to_own.keys())
 
     def _plain_key(self, key):
         path, _, rest = key.rpartition(".")

@@ -16,8 +16,9 @@
 namespace perdure {
 namespace {
 
-CheckpointManager::Take take_into(TrainingState& state, bool strict) {
-  return [&state, strict](const CheckpointFile& file) { state.restore(file, strict); };
+CheckpointManager::Take take_into(TrainingState& state, const RestoreOptions& options) {
+  const MatchOptions match{options.strict, options.only, options.rename, options.cast};
+  return [&state, match](const CheckpointFile& file) { state.restore(file, match); };
 }
 
 // Counts what is read of another one.
@@ -52,7 +53,7 @@ class MeteredSource final : public Source {
 
 std::optional<Checkpoint> CheckpointManager::restore(TrainingState& state,
                                                      const RestoreOptions& options) {
-  auto restored = restore(options, take_into(state, options.strict));
+  auto restored = restore(options, take_into(state, options));
   if (restored)
     for (const std::string& note : state.notes()) parts_->options.warning(note);
   return restored;

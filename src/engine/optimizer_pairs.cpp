@@ -7,7 +7,7 @@
 #include <tuple>
 #include <unordered_map>
 
-#include "engine/key_prefix.hpp"
+#include "engine/key_match.hpp"
 
 namespace perdure::engine {
 namespace {

@@ -10,6 +10,10 @@
 #include <utility>
 #include <vector>
 
+#include "engine/misfit.hpp"
+#include "engine/name_selection.hpp"
+#include "engine/renaming.hpp"
+
 namespace perdure::engine {
 
 // The keys of perdure's own in a state.
@@ -24,8 +28,10 @@ class TrainingState::Loading {
  public:
   using Optimizers = std::map<std::string, CheckpointInfo::Optimizer>;
 
-  // What of `value` is for whom. Error(invalid) where it cannot be the tree of a state at all.
-  Loading(const TrainingState& state, const Value& value, const Optimizers& recorded, bool strict);
+  // What of `value` is for whom. Error(invalid) where it cannot be the tree of a state at all, and
+  // for options that name what is not there.
+  Loading(const TrainingState& state, const Value& value, const Optimizers& recorded,
+          const MatchOptions& options);
 
   // One registered thing that the file has something for.
   struct Taken {
@@ -40,28 +46,40 @@ class TrainingState::Loading {
 
   void align();
   void check();
-  const Problems& notes() const { return notes_; }
   void throw_problems() const;  // Error(invalid) with all of them, where there are any
+  Problems notes() const;       // what the caller should know of, once it is done
+  bool is_whole() const;        // everything registered is in it
 
   std::optional<std::int64_t> step;
   std::vector<std::pair<const RngKind*, Value>> rng;
-  Dict kept_rng;
+  std::optional<Dict> kept_rng;
 
  private:
-  void lacks(std::string line);
+  void take(const Entry& entry);
+  void take_whole(const Entry& entry, const Value* found);
+  void take_keys(const Entry& entry, const Value* found, const Dict& own);
+  bool is_selected(const std::string& entry, const Dict& own);
+  void add(engine::Misfit misfit);
   void find_untaken();
   void find_step();
   void find_rng(const std::vector<RngKind>& kinds);
+  void find_renamed_entries();
+  std::vector<std::string> names_here() const;
+  std::vector<std::string> fitting_names() const;
 
   const TrainingState& state_;
-  const Dict& file_;
-  const Optimizers& recorded_;
+  const MatchOptions& options_;
+  engine::NameSelection selection_;
+  engine::Renaming renaming_;
+  Dict file_;
   std::vector<ParameterName> names_;
-  bool strict_;
-  bool one_sided_ = false;  // strict=false would help with some of the problems
+  Optimizers recorded_;
   std::vector<Taken> taken_;
-  Problems problems_;  // of no entry
-  Problems notes_;
+  std::vector<std::pair<const Entry*, Value>> structures_;  // of those that have one
+  std::vector<engine::Misfit> misfits_, skipped_;
+  engine::RenameRules entry_rules_;  // whole entries that seem to have another name in the file
+  Problems problems_;                // that are no misfits
+  Problems notes_;                   // of the optimizers
 };
 
 }  // namespace perdure

@@ -170,13 +170,12 @@ def test_wrapped_after_it_was_registered(tmp_path):
 
 @pytest.mark.parametrize("wrapping", ["ddp", "compiled", "inside"])
 def test_a_file_with_the_wrappers_names(tmp_path, wrapping):
-    """As torch.save({"model": model.state_dict()}) writes it: it fits the same wrapping; for others there is a hint."""
+    """As torch.save({"model": model.state_dict()}) writes it: it fits the same wrapping, and none."""
     first, path = Run(wrapping, seed=1).train(2), tmp_path / "foreign.pt"
     torch.save({"model": first.model.state_dict(), "optimizer": first.optimizer.state_dict()}, path)
-    second = restored(Run(wrapping, seed=2), tmp_path / "run", path=path, strict=False)
-    assert second.bits() == first.bits()
-    with pytest.raises(perdure.InvalidError, match=r"no key in common|module\.|_orig_mod\."):
-        restored(Run("plain", seed=2), tmp_path / "run", path=path)
+    for other in (wrapping, "plain"):
+        second = restored(Run(other, seed=2), tmp_path / "run", path=path, strict=False)
+        assert second.bits() == first.bits()
 
 
 @pytest.mark.parametrize("wrapping", ["plain", "ddp", "compiled", "inside"])

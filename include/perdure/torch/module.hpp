@@ -149,54 +149,54 @@ inline void check_ties(const std::vector<ModuleTarget>& targets, Problems& probl
   }
 }
 
-// What to do about keys that a wrapper has put a prefix in front of; "" where that is not it.
-inline std::string prefix_hint(const torch::nn::Module& module, const Value& value) {
-  for (const std::string prefix : {"module.", "_orig_mod."}) {
-    bool in_file = value.is_mapping() && !value.as_dict().empty(), here = false;
-    if (in_file)
-      for (const auto& [key, entry] : value.as_dict())
-        in_file = in_file && key.kind() == Kind::string && key.as_string().starts_with(prefix);
-    for_each_tensor(module, "", [&](const std::string& key, const at::Tensor&, bool) {
-      here = here || key.starts_with(prefix);
-    });
-    if (in_file && !here)
-      return "hint: the keys in the file begin with \"" + prefix + "\", which " +
-             (prefix == "module." ? "DataParallel and DDP put" : "torch.compile puts") +
-             " there: save the state_dict of the module inside the wrapper, or take the prefix "
-             "from the keys";
-  }
-  return "";
+// What a load looks for: see TrainingState::Entry::structure.
+inline Value structure_of(const torch::nn::Module& module) {
+  const auto nowhere = std::make_shared<TensorStorage>();
+  nowhere->device = "meta";
+  Dict structure;
+  for_each_tensor(module, "", [&](const std::string& key, const at::Tensor& live, bool) {
+    const auto dtype = live.defined() ? dtype_of(live.scalar_type()) : std::nullopt;
+    if (!dtype) return void(structure.set(key, nullptr));
+    Tensor tensor;
+    tensor.storage = nowhere;
+    tensor.dtype = *dtype;
+    tensor.shape = live.sizes().vec();
+    structure.set(key, Value(std::move(tensor)));
+  });
+  return structure;
 }
 
-// Pairs the tensors of a module with those of a state_dict; every line that does not fit is a
-// problem.
-inline std::vector<ModuleTarget> match_module(const torch::nn::Module& module, const Value& value,
-                                              Problems& problems, Bytes bytes = Bytes::there) {
+// A tensor of the file as the module has it: another dtype (MatchOptions::cast) is converted.
+inline at::Tensor source_for(const at::Tensor& live, const Tensor& file) {
+  return has_data(file) ? present_tensor(file).to(live.scalar_type()) : at::Tensor();
+}
+
+// Pairs those tensors of a module that a matched state_dict has with what it has for them.
+inline std::vector<ModuleTarget> pair_up(const torch::nn::Module& module, const Value& matched,
+                                         Problems& problems) {
   std::vector<ModuleTarget> targets;
-  if (!value.is_mapping()) {
-    problems.push_back(describe_value(value) + " in the file, the state_dict of a module here");
-    return targets;
-  }
-  const std::size_t before = problems.size();
-  Problems missing, unexpected;
-  Dict known;
   for_each_tensor(module, "", [&](const std::string& key, const at::Tensor& live, bool) {
-    known.set(key, true);
-    const Value* entry = value.as_dict().find(key);
-    if (entry == nullptr) return missing.push_back(key);
-    if (const std::string problem = compare_tensor(*entry, live, bytes); !problem.empty())
-      return problems.push_back("\"" + key + "\": " + problem);
+    const Value* entry = matched.as_dict().find(key);
+    if (entry == nullptr) return;
     const Tensor& file = entry->as_tensor();
-    targets.push_back({key, live, file, has_data(file) ? present_tensor(file) : at::Tensor()});
+    targets.push_back({key, live, file, source_for(live, file)});
   });
-  for (const auto& [key, entry] : value.as_dict())
-    if (known.find(key) == nullptr)
-      unexpected.push_back(key.kind() == Kind::string ? key.as_string() : repr(key));
-  for (const std::string& key : missing) problems.push_back("\"" + key + "\": missing in the file");
-  for (const std::string& key : unexpected)
-    problems.push_back("\"" + key + "\": the module has no such tensor");
-  if (problems.size() == before) check_ties(targets, problems);
+  check_ties(targets, problems);
   return targets;
+}
+
+// Copies what a matched state_dict has into the live tensors, on whatever device they are.
+inline void copy_into(const torch::nn::Module& module, const Value& matched) {
+  Problems problems;
+  const auto targets = pair_up(module, matched, problems);
+  for (const auto& target : targets)
+    if (!target.source.defined())
+      problems.push_back("\"" + target.key +
+                         "\": the tensor in the file has no data (loaded to \"meta\"?)");
+  throw_if_any(problems, "the module");
+  const at::NoGradGuard no_grad;
+  for (const auto& target : targets)  // what a restore has read straight into it is there already
+    if (!is_same_memory(target.live, target.source)) at::Tensor(target.live).copy_(target.source);
 }
 
 // Every name of every parameter: a tied one has several.
@@ -231,19 +231,12 @@ Value state_dict(const T& module) {
   return state_dict(static_cast<const torch::nn::Module&>(detail::module_of(module)));
 }
 
-// Copies every tensor into the live one of the same name, on whatever device that is. Strict:
-// names, shapes and dtypes must be the same, and what the module ties must be equal in the file.
+// Copies every tensor into the live one of the same name, on whatever device that is. Names, shapes
+// and dtypes must be the same, but for the prefixes of wrappers ("module.", "_orig_mod.") in the
+// names; and what the module ties must be equal in the file.
 inline void load_state_dict(torch::nn::Module& module, const Value& value) {
-  Problems problems;
-  const auto targets = detail::match_module(module, value, problems);
-  if (const std::string hint = detail::prefix_hint(module, value);
-      !problems.empty() && !hint.empty())
-    problems.push_back(hint);
-  detail::throw_if_any(problems, "the module");
-  const at::NoGradGuard no_grad;
-  for (const auto& target : targets)  // what a restore has read straight into it is there already
-    if (!detail::is_same_memory(target.live, target.source))
-      at::Tensor(target.live).copy_(target.source);
+  detail::copy_into(module,
+                    detail::match_state_dict(value, detail::structure_of(module), "the module"));
 }
 template <detail::ModuleLike T>
   requires(!std::derived_from<T, torch::nn::Module>)

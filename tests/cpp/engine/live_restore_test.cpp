@@ -116,7 +116,7 @@ class LiveRestoreTest : public testing::Test {
   void restore(Layers& layers, const std::string& file, bool strict = true) {
     TrainingState state;
     state.add("layers", layers);
-    state.restore(CheckpointFile::open(source_of(file)), strict);
+    state.restore(CheckpointFile::open(source_of(file)), {.strict = strict});
     EXPECT_FALSE(state.broken());
   }
 };

@@ -97,9 +97,109 @@ TEST(LiveRestore, WhatDoesNotFitIsListedAndNothingChanges) {
   from.add("model", a), from.add("optimizer", nullptr);
   to.add("model", b), to.add("optimizer", nullptr);
   const at::Tensor before = b->parameters()[0].detach().clone();
-  EXPECT_ERROR(invalid, "\"1.weight\": shape [5, 4] in the file, [6, 4] here",
+  EXPECT_ERROR(invalid, "model.1.weight  wrong shape  float32 [5, 4]  float32 [6, 4]",
                restore(to, saved(from)));
   EXPECT_TRUE(detail::same_bits(b->parameters()[0], before));
+}
+
+// A module with a Linear(2, 3) under each name.
+struct NamedImpl : nn::Module {
+  explicit NamedImpl(const std::vector<std::string>& names) {
+    for (const std::string& name : names) register_module(name, nn::Linear(2, 3));
+  }
+  at::Tensor weight(const std::string& name) const { return named_parameters()[name + ".weight"]; }
+};
+TORCH_MODULE(Named);
+
+// What the error of a restore says of these options.
+std::string refused(TrainingState& state, const std::string& file, const MatchOptions& options) {
+  return error_of([&] { state.restore(CheckpointFile::open(source_of(file)), options); }).what();
+}
+void restore(TrainingState& state, const std::string& file, const MatchOptions& options) {
+  state.restore(CheckpointFile::open(source_of(file)), options);
+}
+void expect_in(const std::string& part, const std::string& text) {
+  EXPECT_NE(text.find(part), std::string::npos) << part << "\nnot in\n" << text;
+}
+
+// A state with one module, and an epoch.
+struct Registered {
+  Named model;
+  std::int64_t epoch = 0;
+  TrainingState state;
+  explicit Registered(const std::vector<std::string>& names) : model(names) {
+    state.add("model", model);
+    state.add("optimizer", nullptr);
+    state.add("epoch", epoch);
+  }
+};
+
+TEST(ChangedModule, WhatOnlyOneSideHasIsSkippedWhereThatIsAskedFor) {
+  Registered from({"a", "gone"}), to({"a", "mine"});
+  const at::Tensor mine = to.model->weight("mine").detach().clone();
+  expect_in("strict=False", refused(to.state, saved(from.state), {}));
+  restore(to.state, saved(from.state), {.strict = false});
+  ASSERT_EQ(to.state.notes().size(), 1U);
+  expect_in("model.mine.weight  missing", to.state.notes()[0]);
+  expect_in("model.gone.weight  unexpected", to.state.notes()[0]);
+  EXPECT_TRUE(to.model->weight("a").equal(from.model->weight("a")));
+  EXPECT_TRUE(to.model->weight("mine").equal(mine));
+}
+
+TEST(ChangedModule, OnlySomeOfItUnderOtherNames) {
+  Registered from({"old", "b"}), to({"new", "b"});
+  from.epoch = 4;
+  const std::string file = saved(from.state);
+  expect_in(R"(rename={"model.old.*": "model.new.*"})", refused(to.state, file, {}));
+  const at::Tensor b = to.model->weight("b").detach().clone();
+  restore(to.state, file, {.only = {"model.new"}, .rename = {{"model.old.*", "model.new.*"}}});
+  EXPECT_TRUE(to.model->weight("new").equal(from.model->weight("old")));
+  EXPECT_TRUE(to.model->weight("b").equal(b));
+  EXPECT_EQ(to.epoch, 0);
+  expect_in("did you mean \"epoch\"?", refused(to.state, file, {.only = {"epohc"}}));
+}
+
+TEST(ChangedModule, DtypesAreConvertedWhereThatIsAskedFor) {
+  Registered from({"a"});
+  from.model->to(torch::kDouble);
+  const std::string file = saved(from.state);
+  for (const auto dtype : {torch::kFloat, torch::kHalf, torch::kBFloat16}) {
+    Registered to({"a"});
+    to.model->to(dtype);
+    expect_in("cast=True", refused(to.state, file, {}));
+    restore(to.state, file, {.cast = true});
+    EXPECT_TRUE(to.model->weight("a").equal(from.model->weight("a").to(dtype)));
+  }
+  Registered integers({"a"});
+  {
+    const at::NoGradGuard no_grad;
+    for (at::Tensor& parameter : integers.model->parameters())
+      parameter.set_requires_grad(false).set_data(parameter.to(torch::kLong));
+  }
+  expect_in("wrong dtype", refused(integers.state, file, {.cast = true}));
+}
+
+TEST(ChangedModule, TiedTensorsAreComparedAsTheyWereSaved) {
+  Tied from, to;
+  from->to(torch::kDouble);
+  TrainingState there, here;
+  there.add("model", from), there.add("optimizer", nullptr);
+  here.add("model", to), here.add("optimizer", nullptr);
+  restore(here, saved(there), {.cast = true});
+  EXPECT_TRUE(to->head.equal(from->embedding.to(torch::kFloat)));
+}
+
+TEST(ChangedModule, AnExceptionOfAnObjectsOwnGetsItsName) {
+  Registered from({"a"}), to({"a"});
+  TrainingState::Entry entry;
+  entry.name = "sampler";
+  entry.state_dict = [] { return Value(1); };
+  entry.load_state_dict = [](const Value&) { throw Error(ErrorCode::io, "the disk is gone"); };
+  from.state.add_entry(entry), to.state.add_entry(entry);
+  const Error error = error_of([&] { restore(to.state, saved(from.state)); });
+  EXPECT_EQ(error.code(), ErrorCode::io);
+  expect_in("\"sampler\" could not take its state from the file: the disk is gone", error.what());
+  EXPECT_TRUE(to.state.broken());
 }
 
 TEST(LiveRestore, ATensorByItselfIsReadInPlace) {
@@ -267,7 +367,7 @@ struct Training {
     return file_of(state.state_dict(), info);
   }
   void restore(const std::string& file, bool strict) {
-    state.restore(CheckpointFile::open(source_of(file)), strict);
+    state.restore(CheckpointFile::open(source_of(file)), {.strict = strict});
   }
 };
 
