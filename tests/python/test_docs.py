@@ -1,4 +1,4 @@
-"""The code in the README and in docs/optimizer-surgery.md is run: Python as it stands, C++ as part of an example that is built and run."""
+"""The code in the README and in docs/ is run: Python as it stands, C++ as part of what is built and run."""
 
 import pathlib
 import re
@@ -75,6 +75,36 @@ def test_python_example_runs(tmp_path):
     command = [sys.executable, ROOT / "examples" / "python" / "everyday.py", tmp_path / "run"]
     assert "epoch 10:" in subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert "epoch 1:" not in subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_restoring_says_what_its_page_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    save, change, *rest = blocks("python", "docs/restoring.md")
+    exec(save, names)
+    exec(change, names)
+    with pytest.raises(perdure.InvalidError) as refused:
+        names["checkpoints"].restore(names["state"])
+    (table,) = blocks("text", "docs/restoring.md")
+    assert f"{refused.value}\n" == table
+    state = names["state"]
+    exec(rest[0], names)
+    assert state.epoch == 3 and state.best_loss == 1.0
+    stored = perdure.load(names["checkpoints"].latest().path)["model"]["encoder.weight"]
+    assert torch.equal(state.model["backbone"].weight, stored.bfloat16())
+    for sample, file in zip(rest[1:], ("model.pt", "lightning.ckpt"), strict=True):
+        exec(sample, names)
+        weights = perdure.load(file)
+        weights = {key.removeprefix("model."): x for key, x in weights.get("state_dict", weights).items()}
+        assert torch.equal(names["state"].model.weight, weights["weight"])
+    assert names["state"].step == 9
+
+
+def test_the_cpp_sample_of_restoring_is_tested():
+    """It stands in a test, as it is but for the white space."""
+    (sample,) = blocks("cpp", "docs/restoring.md")
+    test = (ROOT / "tests" / "cpp" / "engine" / "matching_test.cpp").read_text()
+    assert "".join(sample.split()) in "".join(test.split())
 
 
 def test_optimizer_surgery_prints_what_its_page_shows(tmp_path, monkeypatch, caplog):
