@@ -490,6 +490,24 @@ TEST(OptimizerSurgery, OptionsAreTheFilesWhereAGroupBecameAGroup) {
   }
 }
 
+TEST(OptimizerSurgery, LbfgsTakesTheSameParametersInTheSameOrder) {
+  Chain a, b;
+  auto params = b->parameters();
+  std::ranges::reverse(params);
+  optim::LBFGS first(a->parameters()), reversed(params), second(b->parameters());
+  const auto state_of = [](Chain& model, optim::LBFGS& optimizer) {
+    TrainingState state;
+    state.add("model", model), state.add("optimizer", optimizer);
+    return state;
+  };
+  const TrainingState from = state_of(a, first);
+  TrainingState wrong = state_of(b, reversed), right = state_of(b, second);
+  for (const bool strict : {true, false})
+    EXPECT_ERROR(invalid, "LBFGS has one history for all its parameters together",
+                 wrong.load_state_dict(from.state_dict(), from.optimizers(), {.strict = strict}));
+  right.load_state_dict(from.state_dict(), from.optimizers());
+}
+
 TEST(OptimizerSurgery, AManagerWarnsOfIt) {
   const TemporaryDirectory directory;
   std::vector<std::string> warnings;
