@@ -244,9 +244,9 @@ void TrainingState::Loading::align() {
     const auto record = recorded_.find(taken.entry->name);
     collect(taken.problems, [&](Problems& found) {
       Problems notes;
-      taken.value = taken.entry->align(
-          taken.in_file,
-          {record == recorded_.end() ? unknown : record->second, names_, options_.strict, found, notes});
+      taken.value =
+          taken.entry->align(taken.in_file, {record == recorded_.end() ? unknown : record->second,
+                                             names_, options_.strict, found, notes});
       for (const std::string& line : notes) notes_.push_back(taken.entry->name + ": " + line);
     });
   }
@@ -275,8 +275,7 @@ void TrainingState::Loading::throw_problems() const {
 Problems TrainingState::Loading::notes() const {
   Problems notes = notes_;
   if (!skipped_.empty())
-    notes.push_back("the restore has skipped what only one side has:" +
-                    engine::table_of(skipped_));
+    notes.push_back("the restore has skipped what only one side has:" + engine::table_of(skipped_));
   return notes;
 }
 
