@@ -461,13 +461,15 @@ TEST(Lbfgs, RefusesAnotherOrderOfTheParameters) {
   const std::vector<ParameterName> names{{a.w.unsafeGetTensorImpl(), "w"},
                                          {a.b.unsafeGetTensorImpl(), "b"}};
   using Adapter = perdure::Adapter<optim::LBFGS>;
+  const Value state = copy_of(perdure::state_dict(file));
   Problems problems;
-  const Value aligned = Adapter::align(here, copy_of(perdure::state_dict(file)),
-                                       Adapter::describe(file, names), names, problems);
-  Adapter::check(here, aligned, problems);
+  Adapter::align(here, state, {Adapter::describe(file, names), names, true, problems, problems});
   ASSERT_FALSE(problems.empty());
-  expect_says(problems[0], {"another order", "in the order of the file"});
-  const Value wrong = copy_of(perdure::state_dict(file));
+  expect_says(problems[0], {"LBFGS has one history for all its parameters together"});
+  const Value moved = with_option(state, "params", Value::list({1, 0}));
+  expect_says(error_of([&] { perdure::load_state_dict(here, moved); }),
+              {"another order", "in the order of the file"});
+  const Value wrong = copy_of(state);
   Value states = wrong["state"];
   states.as_dict().set(1, Dict{{"func_evals", 1}, {"n_iter", 0}});
   expect_says(error_of([&] { perdure::load_state_dict(here, wrong); }),
