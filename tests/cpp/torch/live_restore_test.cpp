@@ -242,7 +242,8 @@ class LiveRestoreOf : public testing::Test {
   }
   static std::vector<const void*> moments(const O& optimizer) {
     std::vector<const void*> out;
-    for (const auto& [number, state] : state_dict(optimizer)["state"].as_dict())
+    const Value whole = state_dict(optimizer);
+    for (const auto& [number, state] : whole["state"].as_dict())
       for (const auto& [key, item] : state.as_dict()) collect_live(item, out);
     return out;
   }
