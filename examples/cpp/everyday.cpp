@@ -31,6 +31,9 @@ int main(int argc, char** argv) {
   nn::Sequential model(nn::Linear(8, 32), nn::ReLU(), nn::Linear(32, 1));
   torch::optim::AdamW optimizer(model->parameters(), 1e-2);
   perdure::ReduceLROnPlateau scheduler(optimizer, {.factor = 0.5, .patience = 2});
+  // for (auto& batch : loader): after a restore, what is left of the epoch, in the same order
+  perdure::ResumableLoader loader(dataset, data::samplers::RandomSampler(256),
+                                  data::DataLoaderOptions(32).workers(2));
   int epoch = 0;
   double loss = 0, best_loss = std::numeric_limits<double>::infinity();
 
@@ -40,15 +43,11 @@ int main(int argc, char** argv) {
   perdure::TrainingState state;
   state.add("model", model);
   state.add("optimizer", optimizer);
-  state.add("epoch", epoch);
-  state.add("best_loss", best_loss);
-
-  // for (auto& batch : loader): after a restore, what is left of the epoch, in the same order
-  perdure::ResumableLoader loader(dataset, data::samplers::RandomSampler(256),
-                                  data::DataLoaderOptions(32).workers(2));
-  state.add("loader", loader);
   state.add("scheduler", scheduler);
+  state.add("loader", loader);
+  state.add("epoch", epoch);
   state.add("loss", loss);
+  state.add("best_loss", best_loss);
 
   if (const auto restored = checkpoints.restore(state))
     std::cout << "restored: " << restored->path << "\n";
