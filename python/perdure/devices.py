@@ -2,7 +2,7 @@
 
 They are copied on a stream of perdure's own, into the staging memory of the save, so behind what was set going on the
 training's stream before save(), and beside what comes after it. Nothing here is CUDA's. Tested with a device that is
-simulated on the CPU; never run on a GPU yet.
+simulated on the CPU, and on a GPU where the tests find one.
 """
 
 import torch

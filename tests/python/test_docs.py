@@ -2,6 +2,7 @@
 
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 
@@ -33,13 +34,16 @@ def words_of_the_reader():
         state.step += 1
         return loss.detach()
 
-    return dict(model=model, optimizer=optimizer, scheduler=scheduler, epochs=3, train_one_epoch=train_one_epoch, perdure=perdure)
+    return {
+        "model": model, "optimizer": optimizer, "scheduler": scheduler, "epochs": 3, "train_one_epoch": train_one_epoch,
+        "train_one_step": train_one_epoch, "done": lambda state: state.step >= 10, "perdure": perdure, "signal": signal,
+    }  # fmt: skip
 
 
 def test_python_samples_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     samples = blocks("python")
-    assert len(samples) == 3
+    assert len(samples) == 4
     names = words_of_the_reader()
     names |= {"DataLoader": DataLoader, "dataset": TensorDataset(torch.randn(20, 4)), "make_training": exact}
     for sample in samples:
@@ -47,6 +51,7 @@ def test_python_samples_run(tmp_path, monkeypatch):
     assert names["state"]["epoch"] == 3
     assert [checkpoint.step for checkpoint in perdure.CheckpointManager("runs/gpt").checkpoints()] == [3, 2, 1]
     assert perdure.verify("cp.pt").state == "good"
+    assert perdure.list_checkpoints("runs/steps")
 
 
 @pytest.mark.parametrize("number, example", [(0, "everyday.cpp"), (1, "everyday.cpp"), (2, "one_file.cpp")])
