@@ -4,6 +4,7 @@
 //   train runs/waves [--epochs N] [--save-every STEPS]    stop it, kill it, preempt it; then the
 //   same again
 #include <ATen/CPUGeneratorImpl.h>
+#include <ATen/autocast_mode.h>
 #include <torch/torch.h>
 
 #include <algorithm>

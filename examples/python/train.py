@@ -74,5 +74,5 @@ with perdure.CheckpointManager(
             state.best_loss = min(state.best_loss, mean)
             checkpoints.save(state, metrics={"loss": mean})
             print(f"epoch {state.epoch}: loss {mean:.4f}, best {state.best_loss:.4f}", flush=True)
-    if checkpoints.preempted:
-        sys.exit(75)  # not done yet: whoever has started it should do so again
+if checkpoints.preempted:
+    sys.exit(75)  # not done yet: whoever has started it should do so again

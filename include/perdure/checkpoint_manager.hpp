@@ -186,7 +186,8 @@ class CheckpointManager {
   // save or restore. Error(invalid) where the options name nothing to go by.
   bool should_save(std::int64_t step);
   // One of save_on_signal has come: save (should_save() says so, too), leave the loop and close.
-  // What is saved from now on says "preemption" for its reason. Where should_save() is used, it
+  // What is saved from now on says "preemption" for its reason. Stays as it is when the manager is
+  // closed. Where should_save() is used, it
   // is what notices the signal: ask it first.
   bool preempted() const;
   // The interval that keeps to `overhead`, once a save was measured.

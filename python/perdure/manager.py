@@ -200,8 +200,8 @@ class CheckpointManager:
     @property
     def preempted(self) -> bool:
         """One of save_on_signal has come: save (should_save() says so, too), leave the loop and close. What is saved
-        from now on says "preemption" for its reason. Where should_save() is used, it is what notices the signal: ask
-        it first."""
+        from now on says "preemption" for its reason. Stays as it is when the manager is closed. Where should_save()
+        is used, it is what notices the signal: ask it first."""
         return self._core.preempted
 
     @property

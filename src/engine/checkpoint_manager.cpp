@@ -206,6 +206,8 @@ void CheckpointManager::close() {
   parts_->require_usable();
   parts_->wait_idle();
   parts_->closed = true;
+  parts_->noticed = parts_->preempted();
+  parts_->asked = true;
   parts_->signals.reset();
   parts_->storage->unlock();
   parts_->throw_unseen();

@@ -45,10 +45,8 @@ bool CheckpointManager::should_save(std::int64_t step) {
   return (!saved || saved->has_failed()) && parts_->has_time_to_save();
 }
 
-bool CheckpointManager::preempted() const {
-  parts_->require_usable();
-  return parts_->preempted().has_value();
-}
+// Also of a closed manager: it is then that the program decides what to tell who started it.
+bool CheckpointManager::preempted() const { return parts_->preempted().has_value(); }
 
 std::optional<Seconds> CheckpointManager::interval() const {
   parts_->require_usable();
@@ -58,8 +56,8 @@ std::optional<Seconds> CheckpointManager::interval() const {
 // A signal between should_save() and preempted() must not end the loop before the save that it asks
 // for: where should_save() is used, a signal has come when that has seen it.
 std::optional<io::SignalWatch::Caught> CheckpointManager::Parts::preempted() const {
-  if (!signals) return std::nullopt;
-  return asked ? noticed : io::SignalWatch::caught();
+  if (asked) return noticed;
+  return signals ? io::SignalWatch::caught() : std::nullopt;
 }
 
 // By the bandwidth of the last save. The one in flight comes first.

@@ -299,7 +299,7 @@ def test_random_surgery(theirs, ours):
     try:
         value = saved._captured()
         with state._loading(value):
-            options = perdure.state.match_options(strict=False, only=None, rename=None, cast=False)
+            options = perdure.state.match_options(strict=False, only=(), rename=None, cast=False)
             state._state.load_state_dict(value, saved._state.optimizers(), options)
     except perdure.InvalidError as error:
         assert not here & there and "none of its parameters is in the file" in str(error)

@@ -62,6 +62,7 @@ TEST_F(PreemptionTest, ASignalIsNoticedAndTheSaveSaysWhy) {
   ::raise(SIGTERM);                      // a second one is harmless
   EXPECT_FALSE(manager.should_save(4));
   manager.close();
+  EXPECT_TRUE(manager.preempted());  // the program wants to know for its exit code
 }
 
 // Else a loop would end without the save that should_save() had no chance to ask for.
