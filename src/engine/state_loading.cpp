@@ -280,7 +280,8 @@ Problems TrainingState::Loading::notes() const {
 }
 
 bool TrainingState::Loading::is_whole() const {
-  return options_.only.empty() && std::ranges::none_of(skipped_, [](const engine::Misfit& misfit) {
+  return options_.only.empty() && notes_.empty() &&
+         std::ranges::none_of(skipped_, [](const engine::Misfit& misfit) {
            return misfit.what == Mismatch::missing;
          });
 }

@@ -231,6 +231,26 @@ TEST_F(TrainingStateTest, AMixtureIsBrokenUntilALoadSucceeds) {
   state.state_dict();
 }
 
+TEST_F(TrainingStateTest, AnOptimizerThatIsNotAllThereDoesNotMendAMixture) {
+  TrainingState::Entry entry;
+  entry.name = "momentum";
+  entry.state_dict = [] { return Value(0); };
+  entry.load_state_dict = [](const Value&) {};
+  entry.align = [](const Value& value, const Alignment& alignment) {
+    if (!alignment.strict) alignment.notes.emplace_back("fc.weight is new");
+    return value;
+  };
+  state.add_entry(entry);
+  const Value saved = state.state_dict();
+  model.throws = true;
+  EXPECT_ERROR(invalid, "no memory", state.load_state_dict(saved));
+  model.throws = false;
+  state.load_state_dict(saved, {}, {.strict = false});
+  EXPECT_TRUE(state.broken());
+  state.load_state_dict(saved);
+  EXPECT_FALSE(state.broken());
+}
+
 TEST_F(TrainingStateTest, RefusesWhatIsNoDict) {
   EXPECT_ERROR(invalid, "list", state.load_state_dict(Value::list({1, 2})));
 }
