@@ -74,7 +74,8 @@ struct ManagerOptions {
   // When should_save() says so. Steps: each multiple that was passed since the last save.
   Every save_every = {};
   // The part of the training's time that saving may cost, such as 0.02: should_save() then says so
-  // at the shortest interval that keeps to it, by what saves were seen to cost. 0: not so.
+  // at the shortest interval that keeps to it (a second at least), by what saves were seen to cost.
+  // 0: not so.
   double overhead = 0;
   // Signals that announce the end of the process, such as {SIGTERM, SIGUSR1}: see preempted(). An
   // earlier handler still runs. Forked children ignore them, unless they come from their parent.

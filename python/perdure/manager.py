@@ -56,7 +56,7 @@ class CheckpointManager:
     save_every: an Every, or a number of steps: when should_save() says so.
     overhead: the part of the training's time that saving may cost, such as 0.02. should_save() then measures what a
         save costs (the call, the fence, and how much slower steps are meanwhile) and says so at the shortest interval
-        that keeps to it: `interval`, also told to the logger.
+        that keeps to it (a second at least): `interval`, also told to the logger.
     save_on_signal: signals that announce the end of the process, such as (signal.SIGTERM, signal.SIGUSR1). They are
         noticed, not acted upon: `preempted` becomes true, and should_save() says so. An earlier handler still runs.
         Forked children ignore them, unless they come from their parent. DataLoader workers (where PyTorch handles

@@ -15,6 +15,8 @@ constexpr std::size_t kCosts = 5;
 constexpr double kOutlier = 3;
 // What is worth a word: a change of the interval by this factor.
 constexpr double kNews = 1.5;
+// A small state could be saved many times a second, for nothing but the wear of the disk.
+constexpr SaveSchedule::Seconds kShortest{1};
 
 SaveSchedule::Seconds median(const std::deque<SaveSchedule::Seconds>& values) {
   if (values.empty()) return {};
@@ -88,7 +90,7 @@ SaveSchedule::Seconds SaveSchedule::step_time() const { return median(plain_); }
 
 std::optional<SaveSchedule::Seconds> SaveSchedule::interval() const {
   if (overhead_ <= 0 || costs_.empty()) return std::nullopt;
-  return cost() / overhead_;
+  return std::max(cost() / overhead_, kShortest);
 }
 
 std::optional<SaveSchedule::Seconds> SaveSchedule::take_news() {

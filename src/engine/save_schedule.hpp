@@ -31,7 +31,8 @@ class SaveSchedule {
   // A save() of this step has held the caller from `begin` to `end`.
   void saved(std::int64_t step, Clock::time_point begin, Clock::time_point end);
 
-  // The shortest interval that keeps to the overhead, once a save was measured.
+  // The shortest interval that keeps to the overhead, but a second at least, once a save was
+  // measured.
   std::optional<Seconds> interval() const;
   Seconds cost() const;
   // The interval where it has become known, or much different from what was told last.
