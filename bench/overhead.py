@@ -1,7 +1,7 @@
 """What `overhead=0.02` costs a training in the end, on the disk as it is and on one that is slowed down.
 
     python bench/overhead.py                       # as root, for the slow disk: the kernel's block I/O throttling
-    python bench/overhead.py --pairs 5 --seconds 60 --slow 40
+    python bench/overhead.py --pairs 10 --seconds 60 --slow 40
 
 Pairs of training runs in fresh processes, with perdure and without saves, in turn. The share is how much longer the mean
 step is with saves, when the interval has settled: the median over the pairs, and the lowest and the highest.
@@ -37,6 +37,7 @@ def train(job: dict) -> dict:
         if job["overhead"]:
             manager = perdure.CheckpointManager(job["folder"], overhead=job["overhead"], capture=job["capture"])
             checkpoints = stack.enter_context(manager)
+            checkpoints.prepare(state)
         began = time.perf_counter()
         settled, first, saves = None, 0, []
         while (now := time.perf_counter()) - began < job["seconds"]:
@@ -113,7 +114,7 @@ def main() -> None:
     add = parser.add_argument
     add("--overhead", type=float, default=0.02, help="what is asked for (default: 0.02)")
     add("--pairs", type=int, default=5, help="of runs, on each disk (default: 5)")
-    add("--seconds", type=float, default=60, help="of each run (default: 60)")
+    add("--seconds", type=float, default=120, help="of each run (default: 120)")
     add("--slow", type=float, default=50, help="MB/s of the slow disk (default: 50)")
     add("--tokens", type=int, default=150, help="of a training step: sets how long it takes (default: 150)")
     add("--scale", choices=("full", "small"), default="full", help="size of the state (default: full, 363 MB)")
