@@ -135,13 +135,9 @@ def test_a_cpp_training_ends_by_itself(tmp_path):
         child.send_signal(signal.SIGTERM)
         child.communicate(timeout=GRACE)
         assert child.returncode == 0, f"PERDURE_SEED={SEED}"
-        # One that is told to end before its first step has nothing new to save.
-        newest = next(iter(perdure.list_checkpoints(tmp_path)), None)
-        if newest is None:
-            continue
-        assert newest.reason == "preemption" and newest.step >= last and perdure.verify(newest.path).good
+        newest = perdure.list_checkpoints(tmp_path)[0]
+        assert newest.reason == "preemption" and newest.step > last and perdure.verify(newest.path).good
         last = newest.step
-    assert last > 100
 
 
 @pytest.fixture

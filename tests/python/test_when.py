@@ -49,7 +49,7 @@ def test_overhead_says_what_it_picked(tmp_path, state, caplog):
     caplog.set_level(logging.INFO, "perdure")
     with perdure.CheckpointManager(tmp_path, overhead=0.5) as checkpoints:
         assert checkpoints.interval is None
-        assert train(checkpoints, state, 40, seconds=0.002)[0] == 6  # to measure it
+        assert len(train(checkpoints, state, 700, seconds=0.002)) >= 2  # one to measure it, and after a second
         assert checkpoints.interval >= 1
     assert "overhead=0.5: a save costs the training" in caplog.text
     assert any(event["event"] == "interval" for event in perdure.read_history(tmp_path))

@@ -124,7 +124,8 @@ int main(int argc, char** argv) {
     std::mt19937 random(static_cast<std::uint32_t>(std::stoul(argv[2])));
     Run run(argv[1], capture_named(argv[3]));
     run.restore();
-    while (!run.preempted()) run.save(random);
+    do run.save(random);
+    while (!run.preempted());
     run.close();
     return 0;
   } catch (const std::exception& error) {
