@@ -186,10 +186,13 @@ void History::interval_picked(std::chrono::duration<double> interval,
 }  // namespace engine
 
 std::vector<Value> read_history(const std::filesystem::path& directory) {
-  const auto storage = storage::LocalStorage::open_folder(io::real_system(), directory);
+  return engine::read_history(*storage::LocalStorage::open_folder(io::real_system(), directory));
+}
+
+std::vector<Value> engine::read_history(const storage::Storage& storage) {
   std::string text;
   try {
-    const auto source = storage->open(engine::kHistoryName);
+    const auto source = storage.open(engine::kHistoryName);
     text.resize(source->size());
     source->read(0, std::as_writable_bytes(std::span(text)));
   } catch (const Error& error) {

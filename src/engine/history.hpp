@@ -46,4 +46,7 @@ class History {
   bool told_ = false;
 };
 
+// What perdure::read_history gives, of a run directory in any storage.
+std::vector<Value> read_history(const storage::Storage& storage);
+
 }  // namespace perdure::engine

@@ -1,7 +1,7 @@
 // The power is cut before every single change that a save, a removal and a set-aside make.
 #include <cstdint>
 
-#include "storage/crashing_disk.hpp"
+#include "storage/crash_explorer.hpp"
 #include "storage/local_storage.hpp"
 #include "storage/storage_access.hpp"
 
@@ -12,7 +12,8 @@ using storage::IfExists;
 using storage::LocalStorage;
 
 const std::string kOld = "the old content";
-const std::string kNew = "the new and longer content";
+// Of several sectors, so that it can be torn.
+const std::string kNew = std::string(3000, 'n') + "the new and longer content";
 
 std::string read_or_absent(CrashingDisk& disk, const std::string& name) {
   try {
@@ -23,34 +24,31 @@ std::string read_or_absent(CrashingDisk& disk, const std::string& name) {
   }
 }
 
-// Runs `prepare`, then `action` with a power cut before its n-th change, for n = 1 until it is
-// through, for every way in which the unsynced may survive; then `check(disk, acknowledged)`.
-template <class Prepare, class Action, class Check>
-void for_every_cut(Prepare prepare, Action action, Check check) {
-  for (const Survival survival : kAllSurvivals) {
-    const unsigned seeds = survival == Survival::random ? 20 : 1;
-    for (unsigned seed = 0; seed < seeds; ++seed) {
-      bool through = false;
-      for (std::uint64_t n = 1; !through; ++n) {
-        SCOPED_TRACE(testing::Message() << "cut before change " << n << ", survival "
-                                        << static_cast<int>(survival) << ", seed " << seed);
-        CrashingDisk disk;
-        prepare(disk);
-        disk.cut_power_before(n);
-        bool acknowledged = false;
-        try {
-          action(disk);
-          acknowledged = true;
-        } catch (const Error&) {
-          EXPECT_TRUE(disk.is_off());
-        }
-        through = !disk.is_off();
-        disk.restart(survival, seed);
-        check(disk, acknowledged);
-        if (testing::Test::HasFailure()) return;
-      }
-    }
-  }
+std::vector<std::string> names_in(CrashingDisk& disk, const char* path) {
+  std::vector<std::string> names;
+  const int fd = disk.openat(AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
+  disk.list(fd, names);
+  disk.close(fd);
+  return names;
+}
+
+struct Promise {
+  bool acknowledged = false;
+};
+using Work = std::function<void(CrashingDisk&)>;
+using Check = std::function<void(CrashingDisk&, bool acknowledged)>;
+
+std::uint64_t explore(const std::string& name, const Work& prepare, const Work& action,
+                      const Check& check) {
+  CrashExplorer<Promise> explorer(
+      name,
+      [&](CrashingDisk& disk, Promise& promise) {
+        action(disk);
+        promise.acknowledged = true;
+      },
+      [&](CrashingDisk& disk, const Promise& promise) { check(disk, promise.acknowledged); },
+      number_from_environment("PERDURE_STATES", 1000), 1);
+  return explorer.run([&](CrashingDisk& disk, Promise&) { prepare(disk); });
 }
 
 void put_old(CrashingDisk& disk) {
@@ -59,30 +57,34 @@ void put_old(CrashingDisk& disk) {
 void put_new(CrashingDisk& disk) {
   put(*LocalStorage::create_run(disk, "/runs/gpt"), "a.pt", kNew);
 }
+void nothing(CrashingDisk&) {}
 
 TEST(CrashTest, AReplacedFileIsOldOrNewAndNewOnceAcknowledged) {
   int news = 0;
-  for_every_cut(put_old, put_new, [&](CrashingDisk& disk, bool acknowledged) {
-    const std::string content = read_or_absent(disk, "a.pt");
-    EXPECT_TRUE(content == kNew || (content == kOld && !acknowledged)) << content;
-    news += content == kNew && !acknowledged;
-  });
-  EXPECT_GT(news,
-            0);  // visible before it was acknowledged: the cut between rename and fsync was met
+  const auto states =
+      explore("replace", put_old, put_new, [&](CrashingDisk& disk, bool acknowledged) {
+        const std::string content = read_or_absent(disk, "a.pt");
+        EXPECT_TRUE(content == kNew || (content == kOld && !acknowledged)) << content;
+        news += content == kNew && !acknowledged;
+      });
+  // Visible before it was acknowledged: the cut between rename and fsync was met.
+  EXPECT_GT(news, 0);
+  EXPECT_GT(states, 100U);
 }
 
 TEST(CrashTest, AFirstSaveIsThereOnceAcknowledgedWithItsNewDirectory) {
-  for_every_cut([](CrashingDisk&) {},
-                [](CrashingDisk& disk) {
-                  const auto run = LocalStorage::create_run(disk, "/runs/gpt");
-                  run->lock();
-                  run->collect_debris();
-                  put(*run, "a.pt", kNew, IfExists::fail);
-                },
-                [](CrashingDisk& disk, bool acknowledged) {
-                  const std::string content = read_or_absent(disk, "a.pt");
-                  EXPECT_TRUE(content == kNew || (content == "absent" && !acknowledged)) << content;
-                });
+  explore(
+      "first", nothing,
+      [](CrashingDisk& disk) {
+        const auto run = LocalStorage::create_run(disk, "/runs/gpt");
+        run->lock();
+        run->collect_debris();
+        put(*run, "a.pt", kNew, IfExists::fail);
+      },
+      [](CrashingDisk& disk, bool acknowledged) {
+        const std::string content = read_or_absent(disk, "a.pt");
+        EXPECT_TRUE(content == kNew || (content == "absent" && !acknowledged)) << content;
+      });
 }
 
 // A process that was killed made the directory, and did not get to sync it.
@@ -90,25 +92,22 @@ TEST(CrashTest, ADirectoryThatWasFoundIsMadeDurableToo) {
   CrashingDisk disk;
   ASSERT_EQ(disk.mkdirat(AT_FDCWD, "/runs", 0777), 0);
   put_new(disk);
-  disk.restart(Survival::nothing);
-  EXPECT_EQ(read_or_absent(disk, "a.pt"), kNew);
+  const auto after = disk.crash().restart([](unsigned) { return 0U; });
+  EXPECT_EQ(read_or_absent(*after, "a.pt"), kNew);
 }
 
 TEST(CrashTest, DebrisIsGoneAfterTheNextStart) {
-  for_every_cut(put_old, put_new, [](CrashingDisk& disk, bool) {
+  explore("debris", put_old, put_new, [](CrashingDisk& disk, bool) {
     const auto run = LocalStorage::create_run(disk, "/runs/gpt");
     run->lock();
     run->collect_debris();
-    std::vector<std::string> names;
-    const int fd = disk.openat(AT_FDCWD, "/runs/gpt", O_RDONLY | O_DIRECTORY, 0);
-    ASSERT_EQ(disk.list(fd, names), 0);
-    disk.close(fd);
-    EXPECT_EQ(names, (std::vector<std::string>{".lock", "a.pt"}));
+    EXPECT_EQ(names_in(disk, "/runs/gpt"), (std::vector<std::string>{".lock", "a.pt"}));
   });
 }
 
 TEST(CrashTest, ARemovedFileIsWholeOrGoneAndStaysGoneOnceAcknowledged) {
-  for_every_cut(
+  explore(
+      "remove",
       [](CrashingDisk& disk) {
         put_old(disk);
         put(*LocalStorage::create_run(disk, "/runs/gpt"), "keep.pt", kNew);
@@ -122,8 +121,8 @@ TEST(CrashTest, ARemovedFileIsWholeOrGoneAndStaysGoneOnceAcknowledged) {
 }
 
 TEST(CrashTest, ASetAsideFileHasExactlyOneOfTheTwoNames) {
-  for_every_cut(
-      put_old,
+  explore(
+      "aside", put_old,
       [](CrashingDisk& disk) {
         LocalStorage::create_run(disk, "/runs/gpt")->rename("a.pt", "a.pt.damaged");
       },
@@ -135,19 +134,51 @@ TEST(CrashTest, ASetAsideFileHasExactlyOneOfTheTwoNames) {
       });
 }
 
-// The test can see: on a disk whose fsync does nothing, an acknowledged save is lost.
+// The test can see: on disks whose fsync does nothing, for files or for directories, acknowledged
+// saves are lost.
 TEST(CrashTest, ADiskThatDoesNotSyncIsFoundOut) {
-  int lost = 0;
-  for_every_cut(
-      [](CrashingDisk& disk) {
-        put_old(disk);
-        disk.ignores_sync = true;
-      },
-      put_new,
-      [&](CrashingDisk& disk, bool acknowledged) {
-        lost += acknowledged && read_or_absent(disk, "a.pt") != kNew;
-      });
-  EXPECT_GT(lost, 0);
+  for (const bool of_files : {true, false}) {
+    int lost = 0;
+    explore(
+        "lying",
+        [&](CrashingDisk& disk) {
+          put_old(disk);
+          (of_files ? disk.ignores_sync_of_files : disk.ignores_sync_of_directories) = true;
+        },
+        put_new,
+        [&](CrashingDisk& disk, bool acknowledged) {
+          lost += acknowledged && read_or_absent(disk, "a.pt") != kNew;
+        });
+    EXPECT_GT(lost, 0) << (of_files ? "files" : "directories");
+  }
+}
+
+// And the disk forgets as it says.
+TEST(CrashingDiskTest, EveryPartOfAWriteMayBeLost) {
+  CrashingDisk disk;
+  const int fd = disk.openat(AT_FDCWD, "/a", O_CREAT | O_RDWR, 0600);
+  disk.pwrite(fd, bytes_of(std::string(1500, 'x')), 0);
+  std::set<std::string> seen;
+  std::string beginning;
+  for (bool more = true; more;) {
+    Answers answers(beginning);
+    const auto after = disk.crash().restart(std::ref(answers));
+    const auto names = names_in(*after, "/");
+    std::string content = names.empty() ? "absent" : std::string(1500, '?');
+    if (!names.empty()) {
+      const int found = after->openat(AT_FDCWD, "/a", O_RDONLY, 0);
+      content.resize(static_cast<std::size_t>(
+          after->pread(found, std::as_writable_bytes(std::span(content)), 0)));
+    }
+    seen.insert(content);
+    more = answers.next(beginning);
+  }
+  const std::string sector(512, 'x'), rest(476, 'x');
+  for (const std::string& expected :
+       {std::string("absent"), std::string(), std::string(1500, '\0'), std::string(1500, '\xA5'),
+        std::string(1500, 'x'), sector + sector + std::string(476, '\0'),
+        std::string(512, '\xA5') + sector + rest})
+    EXPECT_TRUE(seen.contains(expected)) << expected.size();
 }
 
 }  // namespace

@@ -4,108 +4,130 @@
 
 #include <algorithm>
 #include <cstdint>
-#include <set>
+#include <random>
 
 namespace perdure::test {
 
-struct CrashingDisk::Inode {
-  ino_t number = 0;
-  bool directory = false;
-  mode_t mode = 0;
-  std::vector<std::byte> data;
-  std::vector<std::byte> durable;
-  std::map<std::string, Node> entries;
-  std::map<std::string, Node> durable_entries;
-  const OpenFile* lock = nullptr;  // OFD; record locks are all this one process's own
-};
-
-struct CrashingDisk::OpenFile {
-  Node node;
-  CrashingDisk* disk = nullptr;
-  ~OpenFile() {
-    if (node && node->lock == this) node->lock = nullptr;
-  }
-};
-
-// Entries of one directory that change together; null: the name goes.
-struct CrashingDisk::Change {
-  Node directory;
-  std::vector<std::pair<std::string, Node>> entries;
-};
+using Inode = DiskState::Inode;
 
 namespace {
 
-template <class Entries, class Changes>
-void change_entries(Entries& entries, const Changes& changes) {
-  for (const auto& [name, node] : changes) {
-    if (node)
+constexpr std::uint64_t kSector = 512;
+constexpr ino_t kRoot = 1;
+// Answers to "does this write survive?": no, yes, and the ways of being torn.
+constexpr unsigned kLost = 0, kWhole = 1, kAnswersForOneSector = 2, kAnswersForMore = 6;
+// Answers to "does the new size survive?": no; yes, with zeros; yes, with anything.
+constexpr unsigned kOldSize = 0, kAnything = 2, kAnswersForShrunk = 2, kAnswersForGrown = 3;
+
+void change_entries(std::map<std::string, ino_t>& entries, const DiskState::Change& change) {
+  for (const auto& [name, node] : change.entries) {
+    if (node != 0)
       entries[name] = node;
     else
       entries.erase(name);
   }
 }
 
+std::uint64_t sectors_of(const DiskState::Write& write) {
+  return (write.offset + write.bytes.size() - 1) / kSector - write.offset / kSector + 1;
+}
+
+// The sectors of a torn write that survive are a function of the answer, so that a list of answers
+// repeats a case: the first ones, the last ones, or a choice.
+bool survives(unsigned answer, std::uint64_t sector, std::uint64_t sectors) {
+  if (answer <= kWhole) return answer == kWhole;
+  if (answer == 2) return sector < (sectors + 1) / 2;
+  if (answer == 3) return sector >= sectors / 2;
+  std::mt19937 coin(static_cast<unsigned>(answer * 7919 + sector));
+  return coin() % 2 == 0;
+}
+
+void write_part(std::vector<std::byte>& data, const DiskState::Write& write, unsigned answer) {
+  const std::uint64_t sectors = write.bytes.empty() ? 0 : sectors_of(write);
+  for (std::uint64_t i = 0; i < write.bytes.size(); ++i) {
+    const std::uint64_t at = write.offset + i;
+    if (at >= data.size()) return;
+    if (survives(answer, at / kSector - write.offset / kSector, sectors)) data[at] = write.bytes[i];
+  }
+}
+
+void survive(Inode& inode, const Crash::Answer& answer) {
+  const std::size_t old_size = inode.durable.size(), new_size = inode.data.size();
+  std::vector<std::byte> data = inode.durable;
+  if (old_size != new_size) {
+    const unsigned size = answer(new_size > old_size ? kAnswersForGrown : kAnswersForShrunk);
+    if (size != kOldSize) data.resize(new_size, std::byte{size == kAnything ? 0xA5U : 0U});
+  }
+  for (const DiskState::Write& write : inode.writes)
+    if (write.offset < data.size())
+      write_part(data, write,
+                 answer(sectors_of(write) > 1 ? kAnswersForMore : kAnswersForOneSector));
+  inode.durable = inode.data = std::move(data);
+  inode.writes.clear();
+}
+
 }  // namespace
 
-CrashingDisk::CrashingDisk() : root_(std::make_shared<Inode>()) {
-  root_->number = 1;
-  root_->directory = true;
+// Names first: what no name leads to is gone, and no question.
+std::unique_ptr<CrashingDisk> Crash::restart(const Answer& answer) const {
+  DiskState after = state_;
+  for (const DiskState::Change& change : after.changes)
+    if (answer(2) != kLost)
+      change_entries(after.inodes.at(change.directory).durable_entries, change);
+  after.changes.clear();
+  std::vector<ino_t> reached{kRoot};
+  for (std::size_t i = 0; i < reached.size(); ++i) {
+    Inode& inode = after.inodes.at(reached[i]);
+    inode.entries = inode.durable_entries;
+    if (!inode.directory) survive(inode, answer);
+    for (const auto& [name, child] : inode.entries)
+      if (std::ranges::find(reached, child) == reached.end()) reached.push_back(child);
+  }
+  std::erase_if(after.inodes, [&](const auto& item) {
+    return std::ranges::find(reached, item.first) == reached.end();
+  });
+  return std::make_unique<CrashingDisk>(std::move(after));
 }
+
+struct CrashingDisk::OpenFile {
+  ino_t number = 0;
+  CrashingDisk* disk = nullptr;
+  ~OpenFile() {
+    const auto lock = disk->locks_.find(number);
+    if (lock != disk->locks_.end() && lock->second == this) disk->locks_.erase(lock);
+  }
+};
+
+CrashingDisk::CrashingDisk() { state_.inodes[kRoot].directory = true; }
+
+// Random names after a cut are others than before.
+CrashingDisk::CrashingDisk(DiskState state)
+    : state_(std::move(state)), random_(state_.next_inode * 1'000'000) {}
 
 CrashingDisk::~CrashingDisk() = default;
 
-bool CrashingDisk::change() {
-  if (!off_ && ++changes_ >= cut_at_) off_ = true;
-  return !off_;
-}
-
-void CrashingDisk::restart(Survival survival, unsigned seed) {
-  std::mt19937 coin(seed);
-  const auto survives = [&](Survival kind) {
-    return survival == kind || survival == Survival::everything ||
-           (survival == Survival::random && coin() % 2);
-  };
-  std::vector<Node> reached{root_};
-  for (const Change& pending : pending_)
-    if (survives(Survival::names))
-      change_entries(pending.directory->durable_entries, pending.entries);
-  pending_.clear();
-  for (std::size_t i = 0; i < reached.size(); ++i) {
-    const Node node = reached[i];
-    node->entries = node->durable_entries;
-    node->lock = nullptr;
-    if (!node->directory && !survives(Survival::data)) node->data = node->durable;
-    node->durable = node->data;
-    for (const auto& [name, child] : node->entries)
-      if (std::find(reached.begin(), reached.end(), child) == reached.end())
-        reached.push_back(child);
-  }
-  open_.clear();
-  off_ = false;
-  cut_at_ = UINT64_MAX;
-}
-
 CrashingDisk::OpenFile* CrashingDisk::file(int fd) {
   const auto found = open_.find(fd);
-  return off_ || found == open_.end() ? nullptr : found->second.get();
+  return found == open_.end() ? nullptr : found->second.get();
 }
 
-std::pair<CrashingDisk::Node, std::string> CrashingDisk::walk(int directory,
-                                                              const std::string& path) {
-  Node at = root_;
+Inode* CrashingDisk::inode(int fd) {
+  const OpenFile* open = file(fd);
+  return open ? &state_.inodes.at(open->number) : nullptr;
+}
+
+std::pair<ino_t, std::string> CrashingDisk::walk(int directory, const std::string& path) {
+  ino_t at = kRoot;
   if (directory != AT_FDCWD && !path.starts_with('/')) {
     const OpenFile* open = file(directory);
     if (!open) return {};
-    at = open->node;
+    at = open->number;
   }
   std::string name = ".";
   std::size_t begin = 0;
   while ((begin = path.find_first_not_of('/', begin)) != std::string::npos) {
-    if (name != ".") {
-      const auto found = at->entries.find(name);
-      if (found == at->entries.end()) return {};
-      at = found->second;
-    }
+    if (name != ".") at = entry(at, name);
+    if (at == 0) return {};
     const std::size_t end = std::min(path.find('/', begin), path.size());
     name = path.substr(begin, end - begin);
     begin = end;
@@ -113,125 +135,134 @@ std::pair<CrashingDisk::Node, std::string> CrashingDisk::walk(int directory,
   return {at, name};
 }
 
+ino_t CrashingDisk::entry(ino_t directory, const std::string& name) const {
+  const auto& entries = state_.inodes.at(directory).entries;
+  const auto found = entries.find(name);
+  return found == entries.end() ? 0 : found->second;
+}
+
 int CrashingDisk::descriptor(std::shared_ptr<OpenFile> open) {
   open_.emplace(next_fd_, std::move(open));
   return next_fd_++;
 }
 
-int CrashingDisk::create(const Node& parent, const std::string& name, Node node) {
-  if (!change()) return -EIO;
-  node->number = next_inode_++;
-  pending_.push_back({parent, {{name, node}}});
-  change_entries(parent->entries, pending_.back().entries);
-  return 0;
+void CrashingDisk::change(DiskState::Change change) {
+  change_entries(state_.inodes.at(change.directory).entries, change);
+  state_.changes.push_back(std::move(change));
+}
+
+ino_t CrashingDisk::create(ino_t parent, const std::string& name, bool directory, mode_t mode) {
+  changing();
+  const ino_t number = state_.next_inode++;
+  Inode& node = state_.inodes[number];
+  node.directory = directory;
+  node.mode = mode;
+  change({parent, {{name, number}}});
+  return number;
 }
 
 int CrashingDisk::openat(int directory, const char* path, int flags, mode_t mode) {
-  if (off_) return -EIO;
   const auto [parent, name] = walk(directory, path);
-  if (!parent) return -ENOENT;
+  if (parent == 0) return -ENOENT;
   auto open = std::make_shared<OpenFile>();
-  const auto found = parent->entries.find(name);
-  if (name == ".") {
-    open->node = parent;
-  } else if (found != parent->entries.end()) {
-    if (flags & O_EXCL) return -EEXIST;
-    open->node = found->second;
+  open->disk = this;
+  open->number = name == "." ? parent : entry(parent, name);
+  if (open->number != 0) {
+    if ((flags & O_EXCL) != 0) return -EEXIST;
   } else {
-    if (!(flags & O_CREAT)) return -ENOENT;
-    auto node = std::make_shared<Inode>();
-    node->mode = mode;
-    if (const int result = create(parent, name, node); result < 0) return result;
-    open->node = node;
+    if ((flags & O_CREAT) == 0) return -ENOENT;
+    open->number = create(parent, name, false, mode);
   }
-  if ((flags & O_DIRECTORY) && !open->node->directory) return -ENOTDIR;
+  if ((flags & O_DIRECTORY) != 0 && !state_.inodes.at(open->number).directory) return -ENOTDIR;
   return descriptor(std::move(open));
 }
 
-int CrashingDisk::close(int fd) { return open_.erase(fd) == 1 && !off_ ? 0 : -EIO; }
+int CrashingDisk::close(int fd) { return open_.erase(fd) == 1 ? 0 : -EBADF; }
 
 int CrashingDisk::duplicate(int fd) {
-  if (!file(fd)) return -EIO;
+  if (!file(fd)) return -EBADF;
   return descriptor(open_.at(fd));
 }
 
 std::int64_t CrashingDisk::pread(int fd, MutableBytes into, std::uint64_t offset) {
-  const OpenFile* open = file(fd);
-  if (!open) return -EIO;
-  const auto& data = open->node->data;
-  if (offset >= data.size()) return 0;
-  const std::size_t count = std::min<std::size_t>(into.size(), data.size() - offset);
-  std::copy_n(data.begin() + static_cast<std::ptrdiff_t>(offset), count, into.begin());
+  const Inode* node = inode(fd);
+  if (!node) return -EBADF;
+  if (offset >= node->data.size()) return 0;
+  const std::size_t count = std::min<std::size_t>(into.size(), node->data.size() - offset);
+  std::copy_n(node->data.begin() + static_cast<std::ptrdiff_t>(offset), count, into.begin());
   return static_cast<std::int64_t>(count);
 }
 
 std::int64_t CrashingDisk::pwrite(int fd, ConstBytes bytes, std::uint64_t offset) {
-  const OpenFile* open = file(fd);
-  if (!open || !change()) return -EIO;
-  auto& data = open->node->data;
-  data.resize(std::max<std::size_t>(data.size(), offset + bytes.size()));
-  std::copy(bytes.begin(), bytes.end(), data.begin() + static_cast<std::ptrdiff_t>(offset));
+  Inode* node = inode(fd);
+  if (!node) return -EBADF;
+  changing();
+  node->data.resize(std::max<std::size_t>(node->data.size(), offset + bytes.size()));
+  std::ranges::copy(bytes, node->data.begin() + static_cast<std::ptrdiff_t>(offset));
+  if (!bytes.empty()) node->writes.push_back({offset, {bytes.begin(), bytes.end()}});
   return static_cast<std::int64_t>(bytes.size());
 }
 
 int CrashingDisk::fallocate(int fd, std::uint64_t size) {
-  const OpenFile* open = file(fd);
-  if (!open || !change()) return -EIO;
-  open->node->data.resize(std::max<std::size_t>(open->node->data.size(), size));
+  Inode* node = inode(fd);
+  if (!node) return -EBADF;
+  changing();
+  node->data.resize(std::max<std::size_t>(node->data.size(), size));
   return 0;
 }
 
 int CrashingDisk::ftruncate(int fd, std::uint64_t size) {
-  const OpenFile* open = file(fd);
-  if (!open || !change()) return -EIO;
-  open->node->data.resize(size);
+  Inode* node = inode(fd);
+  if (!node) return -EBADF;
+  changing();
+  node->data.resize(size);
   return 0;
 }
 
 int CrashingDisk::fsync(int fd) {
-  const OpenFile* open = file(fd);
-  if (!open || !change()) return -EIO;
-  if (ignores_sync) return 0;
-  open->node->durable = open->node->data;
-  const Node node = open->node;
-  std::erase_if(pending_, [&](const Change& pending) {
-    if (pending.directory != node) return false;
-    change_entries(node->durable_entries, pending.entries);
+  Inode* node = inode(fd);
+  if (!node) return -EBADF;
+  changing();
+  if (node->directory ? ignores_sync_of_directories : ignores_sync_of_files) return 0;
+  node->durable = node->data;
+  node->writes.clear();
+  const ino_t number = file(fd)->number;
+  std::erase_if(state_.changes, [&](const DiskState::Change& pending) {
+    if (pending.directory != number) return false;
+    change_entries(node->durable_entries, pending);
     return true;
   });
   return 0;
 }
 
 int CrashingDisk::fstat(int fd, struct stat& status) {
-  const OpenFile* open = file(fd);
-  if (!open) return -EIO;
+  const Inode* node = inode(fd);
+  if (!node) return -EBADF;
   status = {};
-  status.st_ino = open->node->number;
-  status.st_mode =
-      open->node->mode | static_cast<mode_t>(open->node->directory ? S_IFDIR : S_IFREG);
-  status.st_size = static_cast<off_t>(open->node->data.size());
+  status.st_ino = file(fd)->number;
+  status.st_mode = node->mode | static_cast<mode_t>(node->directory ? S_IFDIR : S_IFREG);
+  status.st_size = static_cast<off_t>(node->data.size());
   return 0;
 }
 
 int CrashingDisk::fchmod(int fd, mode_t mode) {
-  const OpenFile* open = file(fd);
-  if (!open || !change()) return -EIO;
-  open->node->mode = mode;
+  Inode* node = inode(fd);
+  if (!node) return -EBADF;
+  node->mode = mode;
   return 0;
 }
 
 int CrashingDisk::lock(int fd, int command, struct flock& lock) {
   const OpenFile* open = file(fd);
-  if (!open) return -EIO;
+  if (!open) return -EBADF;
   if (command == F_GETLK) lock.l_type = F_UNLCK;
   if (command != F_OFD_SETLK) return 0;
-  if (open->node->lock && open->node->lock != open) return -EAGAIN;
-  open->node->lock = open;
-  return 0;
+  const auto [holder, taken] = locks_.emplace(open->number, open);
+  return taken || holder->second == open ? 0 : -EAGAIN;
 }
 
-int CrashingDisk::fstatat(int directory, const char* name, struct stat& status, int flags) {
-  const int fd = openat(directory, name, flags & 0, 0);
+int CrashingDisk::fstatat(int directory, const char* name, struct stat& status, int) {
+  const int fd = openat(directory, name, O_RDONLY, 0);
   if (fd < 0) return fd;
   const int result = fstat(fd, status);
   close(fd);
@@ -242,52 +273,44 @@ int CrashingDisk::renameat2(int from_directory, const char* from, int to_directo
                             unsigned flags) {
   const auto [source, from_name] = walk(from_directory, from);
   const auto [target, to_name] = walk(to_directory, to);
-  if (!source || !target || !source->entries.contains(from_name)) return off_ ? -EIO : -ENOENT;
-  if ((flags & RENAME_NOREPLACE) && target->entries.contains(to_name)) return -EEXIST;
-  if (!change()) return -EIO;
-  const Node node = source->entries.at(from_name);
+  if (source == 0 || target == 0 || entry(source, from_name) == 0) return -ENOENT;
+  if ((flags & RENAME_NOREPLACE) != 0 && entry(target, to_name) != 0) return -EEXIST;
+  changing();
+  const ino_t node = entry(source, from_name);
   if (source == target) {
-    pending_.push_back({source, {{from_name, nullptr}, {to_name, node}}});
-    change_entries(source->entries, pending_.back().entries);
+    change({source, {{from_name, 0}, {to_name, node}}});
     return 0;
   }
-  pending_.push_back({target, {{to_name, node}}});
-  change_entries(target->entries, pending_.back().entries);
-  pending_.push_back({source, {{from_name, nullptr}}});
-  change_entries(source->entries, pending_.back().entries);
+  change({target, {{to_name, node}}});
+  change({source, {{from_name, 0}}});
   return 0;
 }
 
 int CrashingDisk::unlinkat(int directory, const char* path) {
   const auto [parent, name] = walk(directory, path);
-  if (!parent || !parent->entries.contains(name)) return off_ ? -EIO : -ENOENT;
-  if (!change()) return -EIO;
-  pending_.push_back({parent, {{name, nullptr}}});
-  change_entries(parent->entries, pending_.back().entries);
+  if (parent == 0 || entry(parent, name) == 0) return -ENOENT;
+  changing();
+  change({parent, {{name, 0}}});
   return 0;
 }
 
 int CrashingDisk::mkdirat(int directory, const char* path, mode_t mode) {
   const auto [parent, name] = walk(directory, path);
-  if (!parent) return off_ ? -EIO : -ENOENT;
-  if (parent->entries.contains(name)) return -EEXIST;
-  auto node = std::make_shared<Inode>();
-  node->directory = true;
-  node->mode = mode;
-  return create(parent, name, node);
+  if (parent == 0) return -ENOENT;
+  if (entry(parent, name) != 0) return -EEXIST;
+  create(parent, name, true, mode);
+  return 0;
 }
 
 int CrashingDisk::readlinkat(int directory, const char* path, std::string&) {
   const auto [parent, name] = walk(directory, path);
-  if (off_) return -EIO;
-  return parent && (name == "." || parent->entries.contains(name)) ? -EINVAL
-                                                                   : -ENOENT;  // it has no links
+  return parent != 0 && (name == "." || entry(parent, name) != 0) ? -EINVAL : -ENOENT;
 }
 
 int CrashingDisk::list(int directory, std::vector<std::string>& names) {
-  const OpenFile* open = file(directory);
-  if (!open) return -EIO;
-  for (const auto& [name, node] : open->node->entries) names.push_back(name);
+  const Inode* node = inode(directory);
+  if (!node) return -EBADF;
+  for (const auto& [name, child] : node->entries) names.push_back(name);
   return 0;
 }
 

@@ -1,18 +1,25 @@
-// A disk in memory whose power can be cut: it keeps what was synced, and of the rest only what it
-// likes.
+// A disk in memory whose power can be cut: it keeps what was synced, and of the rest any part that
+// a real one may keep.
 //
-// File data and directory entries are separate, as in POSIX: fsync of a file makes its bytes
-// durable, fsync of a directory the names in it, and neither the other. A rename within a directory
-// is one change; one across directories is two, of which one may survive alone. After the cut,
-// every call fails and changes nothing, so that destructors and clean-up code can run and do no
-// more than on a machine that is off.
+// What POSIX promises, and no more. fsync of a file makes its bytes and its size durable, fsync of
+// a directory the names in it, and neither the other. Of what was not synced, each of these
+// survives or is lost by itself, whatever the order was in which they were made:
+//
+//   - each change of a directory. A rename within one is one change; one across two is two;
+//   - each write to a file, whole, not at all, or torn: some of its sectors of 512 bytes;
+//   - the size of a file. Where it grew and the bytes did not come, they are zeros or anything.
+//
+// A Crash is what the disk knows at one moment. restart() makes the disk that is found after it,
+// and asks for every one of these questions what the answer is: so that a test can go through all
+// answers, or take some by a seed.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
-#include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -20,30 +27,62 @@
 
 namespace perdure::test {
 
-// What of the unsynced survives a power cut.
-enum class Survival {
-  nothing,
-  everything,  // as after kill -9
-  names,       // every directory change, no data: files are there, empty or full of zeros
-  data,        // all bytes, no name
-  random,      // each change and each file by a toss of a coin
-};
-inline constexpr Survival kAllSurvivals[] = {Survival::nothing, Survival::everything,
-                                             Survival::names, Survival::data, Survival::random};
+class CrashingDisk;
 
-class CrashingDisk final : public io::System {
+// The state of a disk: what programs see, what is durable, and what is in between.
+struct DiskState {
+  struct Write {
+    std::uint64_t offset = 0;
+    std::vector<std::byte> bytes;
+  };
+  struct Inode {
+    bool directory = false;
+    mode_t mode = 0;
+    std::vector<std::byte> data;
+    std::vector<std::byte> durable;
+    std::vector<Write> writes;  // since the last sync, in order
+    std::map<std::string, ino_t> entries;
+    std::map<std::string, ino_t> durable_entries;
+  };
+  // Entries of one directory that change together; 0: the name goes.
+  struct Change {
+    ino_t directory = 0;
+    std::vector<std::pair<std::string, ino_t>> entries;
+  };
+
+  std::map<ino_t, Inode> inodes;
+  std::vector<Change> changes;  // of directories, that no sync has covered yet, in order
+  ino_t next_inode = 2;
+};
+
+class Crash {
+ public:
+  // Asked with the number of answers that there are (2 or more); gives one, from 0. In every
+  // question 0 is "lost", and 1 "survives".
+  using Answer = std::function<unsigned(unsigned count)>;
+
+  explicit Crash(DiskState state) : state_(std::move(state)) {}
+  std::unique_ptr<CrashingDisk> restart(const Answer& answer) const;
+
+ private:
+  DiskState state_;
+};
+
+class CrashingDisk : public io::System {
  public:
   CrashingDisk();
+  explicit CrashingDisk(DiskState state);
   ~CrashingDisk() override;
 
-  // The power goes off before the n-th change from now on (counted from 1).
-  void cut_power_before(std::uint64_t n) { cut_at_ = changes_ + n; }
-  bool is_off() const { return off_; }
-  std::uint64_t changes() const { return changes_; }  // that were asked for so far
-  // Off and on again: descriptors and locks are gone. `seed` is for Survival::random.
-  void restart(Survival survival, unsigned seed = 0);
+  // Called before each change that is asked for: the moments at which a power cut makes a
+  // difference.
+  std::function<void()> before_change;
+  Crash crash() const { return Crash(state_); }
+  std::size_t open_descriptors() const { return open_.size(); }
 
-  bool ignores_sync = false;  // a disk that lies: so that a test can show that it would notice
+  // A disk that lies: so that a test can show that it would notice.
+  bool ignores_sync_of_files = false;
+  bool ignores_sync_of_directories = false;
 
   int openat(int directory, const char* path, int flags, mode_t mode) override;
   int close(int fd) override;
@@ -70,27 +109,25 @@ class CrashingDisk final : public io::System {
   pid_t process_id() override { return 4711; }
 
  private:
-  struct Inode;
   struct OpenFile;
-  struct Change;
-  using Node = std::shared_ptr<Inode>;
 
-  bool change();  // counts one; false where the power is off
+  void changing() const {
+    if (before_change) before_change();
+  }
   OpenFile* file(int fd);
-  // The directory that holds the last name of `path`, and that name.
-  std::pair<Node, std::string> walk(int directory, const std::string& path);
-  int create(const Node& parent, const std::string& name, Node node);
+  DiskState::Inode* inode(int fd);
+  void change(DiskState::Change change);
+  // The directory that holds the last name of `path`, 0 where there is none, and that name.
+  std::pair<ino_t, std::string> walk(int directory, const std::string& path);
+  ino_t entry(ino_t directory, const std::string& name) const;  // 0: none
+  ino_t create(ino_t parent, const std::string& name, bool directory, mode_t mode);
   int descriptor(std::shared_ptr<OpenFile> file);
 
-  Node root_;
+  DiskState state_;
+  std::map<ino_t, const OpenFile*> locks_;  // OFD; record locks are all this one process's own
   std::map<int, std::shared_ptr<OpenFile>> open_;
-  std::vector<Change> pending_;  // directory changes that no sync has covered yet, in order
-  std::uint64_t changes_ = 0;
-  std::uint64_t cut_at_ = UINT64_MAX;
   std::uint64_t random_ = 0;
-  ino_t next_inode_ = 2;
   int next_fd_ = 1000;
-  bool off_ = false;
 };
 
 }  // namespace perdure::test
