@@ -257,6 +257,7 @@ ManagerOptions options_from(const nb::dict& given) {
   seconds("grace", options.grace);
   take("on_error", options.on_error);
   take("when_busy", options.when_busy);
+  seconds("stuck_after", options.stuck_after);
   take("capture", options.capture);
   take("staging_bytes", options.staging_bytes);
   options.allocate_staging = staging_from(nb::cast<nb::callable>(given["allocate_staging"]));

@@ -68,6 +68,8 @@ class CheckpointManager:
         after the third failure in a row the next save() raises it all the same. "raise": the next save() raises it.
         Either way the handle has it, and wait() and close() raise it.
     when_busy: what a save does while another one is in flight: "wait" for it, or "skip" itself.
+    stuck_after: seconds without progress of the save in flight after which a warning is logged: a disk or a network
+        file system that hangs would stop a training without a word. 0: never.
     capture: when the bytes are copied. "eager": all of them by save(), which is always right. "overlapped": save()
         returns at once; the parameters and the state of registered optimizers are copied during the next forward and
         backward pass, and the optimizer's next step waits for what is left. For loops in which nothing but
@@ -94,6 +96,7 @@ class CheckpointManager:
         grace: float = 30.0,
         on_error: str = "warn",
         when_busy: str = "wait",
+        stuck_after: float = 60.0,
         capture: str = "eager",
         staging_bytes: int | None = None,
     ):
@@ -112,6 +115,7 @@ class CheckpointManager:
             "grace": grace,
             "on_error": _choice(_ON_ERROR, "on_error", on_error),
             "when_busy": _choice(_WHEN_BUSY, "when_busy", when_busy),
+            "stuck_after": stuck_after,
             "capture": _choice(_CAPTURE, "capture", capture),
             "staging_bytes": staging_bytes or 0,
             "allocate_staging": pinned,

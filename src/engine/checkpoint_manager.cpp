@@ -49,6 +49,11 @@ ManagerOptions checked(ManagerOptions options) {
                 fmt::format("grace is {} s; it is the time between the signal and the end of the "
                             "process",
                             options.grace.count()));
+  if (!(options.stuck_after.count() >= 0))
+    throw Error(ErrorCode::invalid,
+                fmt::format("stuck_after is {} s; it is the time without progress after which a "
+                            "save counts as stuck, or 0 for never",
+                            options.stuck_after.count()));
   if (options.staging_bytes != 0 && options.staging_bytes < engine::Arena::kMinBytes)
     throw Error(ErrorCode::invalid,
                 fmt::format("staging_bytes is {}; at least {} are needed, or 0 for as many as the "

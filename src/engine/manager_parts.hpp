@@ -36,11 +36,17 @@ struct CheckpointManager::Parts {
   void tell_of_streaming(std::uint64_t size);
   SaveHandle save(Value state, CheckpointInfo info, engine::StepWatch watch,
                   engine::SaveJob::Clock::time_point begin);
-  void write(const std::shared_ptr<engine::SaveJob>& job);  // in the writing thread
-  void failed_to_save(const std::shared_ptr<SaveHandle::State>& state,
-                      const std::exception_ptr& error, const std::string& what);
+  void start(const std::shared_ptr<engine::SaveJob>& next);
+  // In the writing thread; false where the save failed.
+  bool persist(const std::shared_ptr<engine::SaveJob>& done, const std::string& name,
+               Checkpoint& saved);
+  void failed_to_save(const engine::SaveJob& done, const std::exception_ptr& error,
+                      const std::filesystem::path& path);
   void prune_quietly();
   void fence();
+  void watch_writer(const engine::SaveJob& started, const std::filesystem::path& path) noexcept;
+  void watch(const std::shared_ptr<SaveHandle::State>& state,
+             const std::string& name) noexcept;  // in the watching thread
 
   // manager_when.cpp
   std::optional<io::SignalWatch::Caught> preempted() const;
@@ -90,7 +96,9 @@ struct CheckpointManager::Parts {
   std::shared_ptr<SaveHandle::State> in_flight;            // or the last one
   std::vector<std::shared_ptr<SaveHandle::State>> failed;  // those whose error may be unseen
 
-  engine::Worker writer;  // last: its job uses all of the above
+  // Last: their jobs use all of the above, and what watches uses what writes.
+  engine::Worker writer;
+  engine::Worker watcher;
 };
 
 }  // namespace perdure

@@ -123,14 +123,12 @@ SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engi
   arena.reserve(encoder.file_size());
   tell_of_streaming(encoder.file_size());
   run.use_generation(info.generation);  // a failed commit may leave a file with it
-  job = std::make_shared<engine::SaveJob>(std::move(state), std::move(info), std::move(encoder),
-                                          arena, options.capture, std::move(watch), begin);
+  const auto next =
+      std::make_shared<engine::SaveJob>(std::move(state), std::move(info), std::move(encoder),
+                                        arena, options.capture, std::move(watch), begin);
+  start(next);
+  job = next;
   if (is_last_chance) preemption_save = job->handle();
-  {
-    const std::lock_guard guard(mutex);
-    in_flight = job->handle();
-  }
-  writer.start([this, job = job] { write(job); });
   job->capture(copy_threads());
   schedule.saved(job->info().step, begin, engine::SaveSchedule::Clock::now());
   return SaveHandle(job->handle());
@@ -150,49 +148,109 @@ void CheckpointManager::Parts::tell_of_streaming(std::uint64_t size) {
       options.capture == Capture::eager ? "" : "at once, and "));
 }
 
+// Nothing depends on it: a save goes on where no thread and no memory are to be had for that.
+void CheckpointManager::Parts::watch_writer(const engine::SaveJob& started,
+                                            const std::filesystem::path& path) noexcept {
+  if (options.stuck_after.count() == 0) return;
+  try {
+    watcher.wait_idle();
+    watcher.start([this, state = started.handle(), name = path.string()] { watch(state, name); });
+  } catch (const std::exception&) {
+  }
+}
+
+void CheckpointManager::Parts::watch(const std::shared_ptr<SaveHandle::State>& state,
+                                     const std::string& name) noexcept try {
+  const auto begin = engine::SaveJob::Clock::now();
+  const auto seconds = [&] {
+    return std::chrono::duration<double>(engine::SaveJob::Clock::now() - begin).count();
+  };
+  bool told = false;
+  for (std::uint64_t moves = 0; !writer.wait_idle(options.stuck_after);) {
+    const auto seen = std::exchange(moves, state->count_moves());
+    if (told || seen != moves) continue;
+    told = true;
+    options.warning(fmt::format(
+        "the save of '{}' makes no progress, {:.3g} s after it began: the disk or the file system "
+        "hangs. It goes on when they do; a further save waits for it, or is skipped with when_busy "
+        "\"skip\"",
+        name, seconds()));
+  }
+  if (told) options.note(fmt::format("the save of '{}' was over after {:.3g} s", name, seconds()));
+} catch (...) {
+  // There is nobody left to tell.
+}
+
+// Whatever needs memory is made here, where an error reaches the caller: what is thrown in the
+// writing thread ends the process.
+void CheckpointManager::Parts::start(const std::shared_ptr<engine::SaveJob>& next) {
+  const std::string name = engine::format({next->info().step, next->info().generation});
+  Checkpoint saved{storage->describe(name), next->file_size(), next->info()};
+  {
+    const std::lock_guard guard(mutex);
+    failed.reserve(failed.size() + 1);
+    in_flight = next->handle();
+  }
+  writer.start([this, next, name, saved]() mutable {
+    try {
+      if (persist(next, name, saved)) prune_quietly();
+    } catch (...) {
+      // No memory even to tell of it; the handle has what became of the save.
+    }
+  });
+  watch_writer(*next, saved.path);
+}
+
 // Who waits for the handle waits for what is durable, not for the removal of older ones, which
 // takes its time; the next save does, and wait().
-void CheckpointManager::Parts::write(const std::shared_ptr<engine::SaveJob>& done) {
-  const CheckpointInfo& info = done->info();
-  const std::string name = engine::format({info.step, info.generation});
+bool CheckpointManager::Parts::persist(const std::shared_ptr<engine::SaveJob>& done,
+                                       const std::string& name, Checkpoint& saved) {
   const auto& handle = done->handle();
   try {
     done->write(*storage, name);
   } catch (...) {
-    const std::exception_ptr error = std::current_exception();
-    history.failed(info, text_of(error));
-    failed_to_save(handle, error, storage->describe(name));
-    handle->fail(error);
-    return;
+    failed_to_save(*done, std::current_exception(), saved.path);
+    return false;
   }
-  const Checkpoint saved{storage->describe(name), done->file_size(), info};
-  {
+  const auto remember = [&] {
     const std::lock_guard guard(mutex);
     failures_in_row = 0;
-    parent = info.generation;
-    run.add(saved, name);
+    parent = saved.generation();
     last_stats = SaveHandle(handle).stats();
+    run.add(saved, name);
+  };
+  try {
+    remember();
+  } catch (const std::bad_alloc&) {
+    // It will be read again where it is needed.
   }
-  handle->succeed(saved);
-  history.saved(saved, *last_stats);
-  prune_quietly();
+  handle->succeed(std::move(saved));
+  history.saved(SaveHandle(handle).checkpoint().value(), SaveHandle(handle).stats());
+  return true;
 }
 
-// The next call throws it, or it is told now and kept for wait() and close().
-void CheckpointManager::Parts::failed_to_save(const std::shared_ptr<SaveHandle::State>& state,
+// The next call throws it, or it is told now and kept for wait() and close(). Whoever waits is let
+// go last, to find everything told.
+void CheckpointManager::Parts::failed_to_save(const engine::SaveJob& done,
                                               const std::exception_ptr& error,
-                                              const std::string& what) {
+                                              const std::filesystem::path& path) {
   int failures = 0;
   {
     const std::lock_guard guard(mutex);
     failures = ++failures_in_row;
-    failed.push_back(state);
+    failed.push_back(done.handle());
   }
-  if (options.on_error == OnError::raise) return;
-  options.warning(fmt::format(
-      "the checkpoint '{}' was not saved (failed saves in a row: {}; from {} on, the next call "
-      "raises it): {}",
-      what, failures, kFailuresUntilRaised, text_of(error)));
+  try {
+    history.failed(done.info(), text_of(error));
+    if (options.on_error == OnError::warn)
+      options.warning(fmt::format(
+          "the checkpoint '{}' was not saved (failed saves in a row: {}; from {} on, the next call "
+          "raises it): {}",
+          path.string(), failures, kFailuresUntilRaised, text_of(error)));
+  } catch (...) {
+    // What the listener throws is not the save's, and without memory nothing can be told.
+  }
+  done.handle()->fail(error);
 }
 
 // The new checkpoint is durable: what goes wrong here costs space and no more, and must not look

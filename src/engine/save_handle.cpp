@@ -15,6 +15,7 @@ void SaveHandle::State::succeed(Checkpoint saved) {
   const std::lock_guard guard(mutex);
   checkpoint = std::move(saved);
   done = true;
+  ++moves;
   finished.notify_all();
 }
 

@@ -20,16 +20,22 @@ struct SaveHandle::State {
   std::optional<Checkpoint> checkpoint;
   SaveStats stats;
   std::uint64_t handed_over = 0;  // bytes that the storage was given
+  std::uint64_t moves = 0;        // goes up whenever something of this save is done
 
   // `change` gets the statistics, which others may read at the same time.
   template <class Change>
   void update(Change&& change) {
     const std::lock_guard guard(mutex);
     change(stats);
+    ++moves;
   }
   void succeed(Checkpoint saved);
   void fail(std::exception_ptr failure);
   void skip();
+  std::uint64_t count_moves() const {
+    const std::lock_guard guard(mutex);
+    return moves;
+  }
   bool has_failed() const {  // and does not count as seen for that
     const std::lock_guard guard(mutex);
     return error != nullptr;

@@ -50,7 +50,8 @@ Directory Directory::open(System& system, const std::string& path) {
     throw Error(ErrorCode::not_found,
                 fmt::format("the directory '{}' does not exist; create it first", path), ENOENT);
   if (fd < 0) throw_error(-fd, "open the directory", path);
-  return Directory(system, UniqueFd(system, fd), path);
+  UniqueFd owned(system, fd);  // before anything that may throw
+  return Directory(system, std::move(owned), path);
 }
 
 Directory Directory::create(System& system, const std::string& path) {
@@ -110,7 +111,8 @@ Directory Directory::subdirectory(const std::string& name) const {
     throw_error(-made, "create the directory", path);
   const int sub = try_open(name, O_RDONLY | O_DIRECTORY);
   if (sub < 0) throw_error(-sub, "open the directory", path);
-  return Directory(*system_, UniqueFd(*system_, sub), path);
+  UniqueFd owned(*system_, sub);  // before anything that may throw
+  return Directory(*system_, std::move(owned), path);
 }
 
 int Directory::try_rename(const std::string& from, const Directory& to_directory,

@@ -174,7 +174,8 @@ void LocalStorage::append_line(std::string_view name, std::string_view line) {
   io::System& system = directory_->system();
   const int fd = directory_->try_open(checked(name), O_RDWR | O_APPEND | O_CREAT, 0666);
   if (fd < 0) io::throw_error(-fd, "append to", describe(name));
-  io::File file(system, io::UniqueFd(system, fd), describe(name));
+  io::UniqueFd owned(system, fd);  // before anything that may throw
+  io::File file(system, std::move(owned), describe(name));
   auto end = static_cast<std::uint64_t>(file.status().st_size);
   std::byte last{'\n'};
   if (end > 0) file.read(end - 1, {&last, 1});

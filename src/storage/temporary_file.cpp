@@ -75,7 +75,8 @@ bool TemporaryFile::try_create(std::string_view name, mode_t mode) {
   const int fd = directory_->try_open(candidate, O_RDWR | O_CREAT | O_EXCL, mode);
   if (fd == -EEXIST) return false;
   if (fd < 0) io::throw_error(-fd, "create", directory_->path_of(candidate));
-  io::File file(system, io::UniqueFd(system, fd), directory_->path_of(candidate));
+  io::UniqueFd owned(system, fd);  // before anything that may throw
+  io::File file(system, std::move(owned), directory_->path_of(candidate));
   if (is_taken(try_lock(system, fd))) {
     system.unlinkat(directory_->fd(), candidate.c_str());
     return false;
