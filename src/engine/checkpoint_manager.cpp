@@ -91,6 +91,7 @@ CheckpointManager::Parts::Parts(std::shared_ptr<storage::Storage> where, Manager
 
 CheckpointManager::Parts::~Parts() {
   writer.wait_idle();
+  history.write();
   if (options.on_error == OnError::raise) {  // with warn, all of them were told when they happened
     try {
       throw_unseen();
@@ -210,6 +211,7 @@ void CheckpointManager::close() {
   if (parts_->closed) return;
   parts_->require_usable();
   parts_->wait_idle();
+  parts_->history.write();
   parts_->closed = true;
   parts_->noticed = parts_->preempted();
   parts_->asked = true;

@@ -66,6 +66,9 @@ std::optional<Value> parse_line(std::string_view line) {
   return std::nullopt;
 }
 
+// A disk that hangs for days must not eat the memory.
+constexpr std::size_t kMostWaiting = 10'000;
+
 }  // namespace
 
 namespace engine {
@@ -76,21 +79,47 @@ History::History(std::shared_ptr<storage::Storage> storage,
 
 template <class Fill>
 void History::add(const char* event, Fill&& fill) noexcept {
-  std::string problem;
   try {
     Json json;
     json["event"] = event;
     json["time"] = now_since_1970();
     fill(json);
-    const std::string line = json.dump(-1, ' ', true, Json::error_handler_t::replace);
+    std::string line = json.dump(-1, ' ', true, Json::error_handler_t::replace);
     const std::lock_guard guard(mutex_);
-    storage_->append_line(kHistoryName, line);
-    return;
+    if (lines_.size() < kMostWaiting) lines_.push_back(std::move(line));
   } catch (const std::exception& error) {
-    problem = error.what();
-  } catch (...) {
-    return;
+    warn(error.what());
   }
+}
+
+template <class Fill>
+void History::write(const char* event, Fill&& fill) noexcept {
+  add(event, std::forward<Fill>(fill));
+  write();
+}
+
+// In order: the next one is taken when the one before is written.
+void History::write() noexcept {
+  try {
+    const std::lock_guard guard(writing_);
+    for (std::string line = take_next(); !line.empty(); line = take_next())
+      storage_->append_line(kHistoryName, line);
+  } catch (const std::exception& error) {
+    warn(error.what());
+  } catch (...) {
+    // Of a storage of somebody else's, who knows what.
+  }
+}
+
+std::string History::take_next() {
+  const std::lock_guard guard(mutex_);
+  if (lines_.empty()) return "";
+  std::string line = std::move(lines_.front());
+  lines_.pop_front();
+  return line;
+}
+
+void History::warn(const std::string& problem) noexcept {
   try {
     {
       const std::lock_guard guard(mutex_);
@@ -104,7 +133,7 @@ void History::add(const char* event, Fill&& fill) noexcept {
 }
 
 void History::saved(const Checkpoint& checkpoint, const SaveStats& stats) noexcept {
-  add("save", [&](Json& json) {
+  write("save", [&](Json& json) {
     json["step"] = checkpoint.step();
     json["generation"] = checkpoint.generation();
     json["parent"] = checkpoint.info.parent;
@@ -117,7 +146,7 @@ void History::saved(const Checkpoint& checkpoint, const SaveStats& stats) noexce
 }
 
 void History::failed(const CheckpointInfo& info, const std::string& error) noexcept {
-  add("failure", [&](Json& json) {
+  write("failure", [&](Json& json) {
     json["step"] = info.step;
     json["generation"] = info.generation;
     json["error"] = error;
@@ -132,7 +161,7 @@ void History::skipped(std::int64_t step, const std::string& why) noexcept {
 }
 
 void History::restored(const Checkpoint& checkpoint, double seconds) noexcept {
-  add("restore", [&](Json& json) {
+  write("restore", [&](Json& json) {
     json["step"] = checkpoint.step();
     json["generation"] = checkpoint.generation();
     json["path"] = checkpoint.path.string();
@@ -142,7 +171,7 @@ void History::restored(const Checkpoint& checkpoint, double seconds) noexcept {
 }
 
 void History::set_aside(const std::string& name, const std::string& damage) noexcept {
-  add("damaged", [&](Json& json) {
+  write("damaged", [&](Json& json) {
     json["set_aside"] = name;
     json["damage"] = damage;
   });
@@ -156,12 +185,12 @@ void History::pruned(const std::vector<PlannedCheckpoint>& plan) noexcept {
                       {"generation", item.checkpoint.generation()},
                       {"bytes", item.checkpoint.size}});
   if (gone.empty()) return;
-  add("prune", [&](Json& json) { json["removed"] = std::move(gone); });
+  write("prune", [&](Json& json) { json["removed"] = std::move(gone); });
 }
 
 void History::pinned(std::int64_t step, std::uint64_t generation,
                      const std::string& reason) noexcept {
-  add("pin", [&](Json& json) {
+  write("pin", [&](Json& json) {
     json["step"] = step;
     json["generation"] = generation;
     json["reason"] = reason;
@@ -169,7 +198,7 @@ void History::pinned(std::int64_t step, std::uint64_t generation,
 }
 
 void History::unpinned(std::int64_t step, std::uint64_t generation) noexcept {
-  add("unpin", [&](Json& json) {
+  write("unpin", [&](Json& json) {
     json["step"] = step;
     json["generation"] = generation;
   });

@@ -5,7 +5,9 @@
 #include <cstdint>
 #include <mutex>
 #include <optional>
+#include <string>
 #include <utility>
+#include <vector>
 
 #include "storage/memory_storage.hpp"
 
@@ -51,7 +53,14 @@ class GatedStorage final : public storage::Storage {
     if (const auto failure = std::exchange(failure_, std::nullopt)) throw *failure;
     return std::make_unique<Gated>(inner_.create(name, size, if_exists), before_commit);
   }
-  void append_line(std::string_view, std::string_view) override {}  // list() is of checkpoints
+  void append_line(std::string_view, std::string_view line) override {  // list() is of checkpoints
+    const std::lock_guard guard(mutex_);
+    appended_.emplace_back(line);
+  }
+  std::vector<std::string> appended() const {
+    const std::lock_guard guard(mutex_);
+    return appended_;
+  }
   void rename(std::string_view from, std::string_view to) override { inner_.rename(from, to); }
   void remove(const std::vector<std::string>& names) override { inner_.remove(names); }
   void lock() override { inner_.lock(); }
@@ -76,6 +85,8 @@ class GatedStorage final : public storage::Storage {
   };
 
   storage::MemoryStorage inner_;
+  mutable std::mutex mutex_;
+  std::vector<std::string> appended_;
   std::optional<Error> failure_;
 };
 

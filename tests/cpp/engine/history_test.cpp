@@ -1,6 +1,7 @@
 // history.jsonl: what a run tells of itself, and that nothing depends on it.
 #include <perdure/checkpoint_manager.hpp>
 
+#include "engine/gated_storage.hpp"
 #include "engine/run_fixture.hpp"
 
 namespace perdure::test {
@@ -83,6 +84,22 @@ TEST_F(HistoryTest, IsNotFollowedOutOfTheDirectory) {
   save(manager, 1);
   EXPECT_FALSE(fs::exists(directory / "elsewhere"));
   EXPECT_EQ(warnings.size(), 1U);
+}
+
+// The disk may be one that hangs: the thread that trains has what it tells written by another.
+TEST_F(HistoryTest, ASkipWaitsForNoDisk) {
+  const auto storage = std::make_shared<GatedStorage>();
+  CheckpointManager manager(storage, {.when_busy = WhenBusy::skip});
+  storage->before_create.close();
+  manager.save(state_of_step(1), info_of_step(1));
+  for (int step = 2; step <= 3; ++step)
+    EXPECT_TRUE(manager.save(state_of_step(step), info_of_step(step)).skipped());
+  EXPECT_TRUE(storage->appended().empty());
+  storage->before_create.open();
+  manager.close();
+  ASSERT_EQ(storage->appended().size(), 3U);
+  EXPECT_NE(storage->appended()[0].find("\"skip\""), std::string::npos);
+  EXPECT_NE(storage->appended()[2].find("\"save\""), std::string::npos);
 }
 
 }  // namespace
