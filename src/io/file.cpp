@@ -155,9 +155,7 @@ void File::read(std::uint64_t offset, MutableBytes into) const {
   }
 }
 
-void File::reserve(std::uint64_t size) const {
-  // Past this limit the kernel sends SIGXFSZ, which ends the program unless it ignores it: so never
-  // get there.
+void File::require_allowed(std::uint64_t size) const {
   if (const std::uint64_t limit = system_->file_size_limit(); size > limit)
     throw Error(
         ErrorCode::full,
@@ -166,6 +164,10 @@ void File::reserve(std::uint64_t size) const {
             "(ulimit -f)",
             path_, format_bytes(size), format_bytes(limit)),
         EFBIG);
+}
+
+void File::reserve(std::uint64_t size) const {
+  require_allowed(size);
   if (size == 0) return;
   const int result = retry_interrupted([&] { return system_->fallocate(fd(), size); });
   if (result < 0 && !means_unsupported(-result))

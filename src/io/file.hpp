@@ -23,6 +23,9 @@ class File {
   struct stat status() const;
   // Fills `into`. Error(io) where the file ends before that.
   void read(std::uint64_t offset, MutableBytes into) const;
+  // Error(full) where this process may not write a file of `size` bytes (ulimit -f). Past that the
+  // kernel sends SIGXFSZ, which ends the program unless it ignores it: so never get there.
+  void require_allowed(std::uint64_t size) const;
   // Makes room for `size` bytes where the file system can; Error(full) where there is none.
   void reserve(std::uint64_t size) const;
   // Cuts the file to `size` bytes.

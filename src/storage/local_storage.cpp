@@ -180,6 +180,7 @@ void LocalStorage::append_line(std::string_view name, std::string_view line) {
   std::byte last{'\n'};
   if (end > 0) file.read(end - 1, {&last, 1});
   const std::string whole = fmt::format("{}{}\n", last == std::byte{'\n'} ? "" : "\n", line);
+  file.require_allowed(end + whole.size());
   for (ConstBytes left = std::as_bytes(std::span(whole)); !left.empty();) {
     const auto count = io::retry_interrupted([&] { return system.pwrite(file.fd(), left, end); });
     if (count <= 0) io::throw_error(static_cast<int>(-count), "append to", describe(name));

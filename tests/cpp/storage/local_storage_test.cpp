@@ -307,5 +307,15 @@ TEST_F(LocalStorageTest, AForkedChildDoesNotRemoveItsParentsTemporary) {
   EXPECT_EQ(get(*storage, "a.pt"), "x");
 }
 
+// Past the limit the kernel ends the process.
+TEST_F(LocalStorageTest, AppendsNoLinePastTheFileSizeLimit) {
+  FaultySystem system;
+  system.size_limit = 10;
+  const auto storage = LocalStorage::open_folder(system, directory.path());
+  storage->append_line("log", "12345");
+  EXPECT_ERROR(full, "ulimit -f", storage->append_line("log", "12345"));
+  EXPECT_EQ(get(*storage, "log"), "12345\n");
+}
+
 }  // namespace
 }  // namespace perdure::test
