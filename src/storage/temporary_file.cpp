@@ -35,6 +35,25 @@ bool all_of(std::string_view text, std::string_view allowed) {
   return !text.empty() && text.find_first_not_of(allowed) == std::string_view::npos;
 }
 
+[[noreturn]] void throw_cannot_create(int error, const io::Directory& directory,
+                                      const std::string& path) {
+  if (error == ENOENT)
+    throw Error(ErrorCode::not_found,
+                fmt::format("cannot create '{}': the directory '{}' was removed while it was open, "
+                            "and what is at that path now, if anything, is another one; open it "
+                            "again to save into that",
+                            path, directory.path()),
+                error);
+  if (error == ENOSPC)
+    throw Error(ErrorCode::full,
+                fmt::format("cannot create '{}': no space left on device; where `df` shows some, "
+                            "the file system is out of inodes (`df -i`): remove some files "
+                            "(nothing was replaced)",
+                            path),
+                error);
+  io::throw_error(error, "create", path);
+}
+
 }  // namespace
 
 std::string_view temporary_stem(std::string_view name) { return name.substr(0, kStemLimit); }
@@ -74,7 +93,7 @@ bool TemporaryFile::try_create(std::string_view name, mode_t mode) {
       fmt::format(".{}.{}-{:016x}{}", temporary_stem(name), owner_, system.random(), kSuffix);
   const int fd = directory_->try_open(candidate, O_RDWR | O_CREAT | O_EXCL, mode);
   if (fd == -EEXIST) return false;
-  if (fd < 0) io::throw_error(-fd, "create", directory_->path_of(candidate));
+  if (fd < 0) throw_cannot_create(-fd, *directory_, directory_->path_of(candidate));
   io::UniqueFd owned(system, fd);  // before anything that may throw
   io::File file(system, std::move(owned), directory_->path_of(candidate));
   if (is_taken(try_lock(system, fd))) {

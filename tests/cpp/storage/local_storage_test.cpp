@@ -317,5 +317,18 @@ TEST_F(LocalStorageTest, AppendsNoLinePastTheFileSizeLimit) {
   EXPECT_EQ(get(*storage, "log"), "12345\n");
 }
 
+TEST_F(LocalStorageTest, SaysThatItsDirectoryIsGone) {
+  const auto storage = run_at(directory / "run");
+  fs::remove_all(directory / "run");
+  EXPECT_ERROR(not_found, "was removed while it was open", put(*storage, "a.pt", "content"));
+}
+
+TEST_F(LocalStorageTest, SaysThatAFullDiskMayBeOutOfInodes) {
+  FaultySystem system;
+  const auto storage = LocalStorage::open_folder(system, directory.path());
+  system.fail(Call::openat, 1, ENOSPC);
+  EXPECT_ERROR(full, "df -i", put(*storage, "a.pt", "content"));
+}
+
 }  // namespace
 }  // namespace perdure::test
