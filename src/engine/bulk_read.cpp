@@ -146,18 +146,26 @@ class BulkReader {
   void work() noexcept {
     Stretch stretch;
     std::shared_ptr<std::byte> scratch;
-    while (take(stretch)) {
-      try {
-        if (!scratch && scratch_) scratch = scratch_(scratch_size());
-        if (!scratch) scratch = io::allocate_fresh(scratch_size());
-        read(stretch, {scratch.get(), scratch_size()});
-      } catch (...) {
-        const std::lock_guard lock(mutex_);
-        if (stretch.number >= error_number_) continue;
-        error_ = std::current_exception();
-        error_number_ = stretch.number;
+    try {
+      while (take(stretch)) {
+        try {
+          if (!scratch && scratch_) scratch = scratch_(scratch_size());
+          if (!scratch) scratch = io::allocate_fresh(scratch_size());
+          read(stretch, {scratch.get(), scratch_size()});
+        } catch (...) {
+          failed(stretch.number);
+        }
       }
+    } catch (...) {
+      failed(std::numeric_limits<std::size_t>::max());  // no memory to take one
     }
+  }
+
+  void failed(std::size_t number) {
+    const std::lock_guard lock(mutex_);
+    if (error_ && number >= error_number_) return;
+    error_ = std::current_exception();
+    error_number_ = number;
   }
 
   std::size_t scratch_size() const {

@@ -3,64 +3,32 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cmath>
 #include <cstdint>
 #include <functional>
-#include <nlohmann/json.hpp>
 #include <optional>
 #include <utility>
 
 #include "engine/save_file.hpp"
+#include "format/json.hpp"
 #include "storage/local_storage.hpp"
 
 namespace perdure {
 namespace {
 
-using Json = nlohmann::ordered_json;
-
-// JSON has no NaN and no infinities: they are strings, as in checkpoint.json.
-Json metrics_json(const Metrics& metrics) {
-  Json out = Json::object();
-  for (const auto& [name, value] : metrics)
-    if (std::isfinite(value))
-      out[name] = value;
-    else
-      out[name] = fmt::format("{}", value);
+Value metrics_value(const Metrics& metrics) {
+  Dict out;
+  for (const auto& [name, value] : metrics) out.set(name, value);
   return out;
 }
 
-Value to_value(const Json& json) {
-  if (json.is_object()) {
-    Dict dict;
-    for (const auto& [key, item] : json.items()) dict.set(key, to_value(item));
-    return Value(std::move(dict));
-  }
-  if (json.is_array()) {
-    Value::Items items;
-    for (const Json& item : json) items.push_back(to_value(item));
-    return Value::list(std::move(items));
-  }
-  if (json.is_boolean()) return json.get<bool>();
-  if (json.is_number_unsigned() && !std::in_range<std::int64_t>(json.get<std::uint64_t>()))
-    return json.get<double>();
-  if (json.is_number_integer()) return json.get<std::int64_t>();
-  if (json.is_number()) return json.get<double>();
-  if (json.is_string()) return json.get<std::string>();
-  return nullptr;
-}
-
 // Whatever is in it, its lines are no deeper than so: deeper ones are not ours.
-constexpr int kMaxDepth = 8;
+constexpr std::size_t kMaxDepth = 8;
 
 std::optional<Value> parse_line(std::string_view line) {
-  const auto shallow = [](int depth, Json::parse_event_t, Json&) {
-    if (depth > kMaxDepth) throw Error(ErrorCode::corrupt, "too deep");
-    return true;
-  };
   try {
-    const Json json = Json::parse(line, shallow);
-    if (json.is_object()) return to_value(json);
-  } catch (const std::exception&) {
+    Value event = format::read_json(line, engine::kHistoryName, kMaxDepth);
+    if (event.is_mapping()) return event;
+  } catch (const Error&) {
     // Torn, or somebody else's.
   }
   return std::nullopt;
@@ -80,11 +48,9 @@ History::History(std::shared_ptr<storage::Storage> storage,
 template <class Fill>
 void History::add(const char* event, Fill&& fill) noexcept {
   try {
-    Json json;
-    json["event"] = event;
-    json["time"] = now_since_1970();
+    Dict json{{"event", event}, {"time", now_since_1970()}};
     fill(json);
-    std::string line = json.dump(-1, ' ', true, Json::error_handler_t::replace);
+    std::string line = format::write_json(Value(std::move(json)));
     const std::lock_guard guard(mutex_);
     if (lines_.size() < kMostWaiting) lines_.push_back(std::move(line));
   } catch (const std::exception& error) {
@@ -119,7 +85,7 @@ std::string History::take_next() {
   return line;
 }
 
-void History::warn(const std::string& problem) noexcept {
+void History::warn(const char* problem) noexcept {
   try {
     {
       const std::lock_guard guard(mutex_);
@@ -133,82 +99,84 @@ void History::warn(const std::string& problem) noexcept {
 }
 
 void History::saved(const Checkpoint& checkpoint, const SaveStats& stats) noexcept {
-  write("save", [&](Json& json) {
-    json["step"] = checkpoint.step();
-    json["generation"] = checkpoint.generation();
-    json["parent"] = checkpoint.info.parent;
-    json["reason"] = checkpoint.info.reason;
-    json["bytes"] = checkpoint.size;
-    json["stalled"] = stats.stalled.count();
-    json["durable"] = stats.durable.count();
-    json["metrics"] = metrics_json(checkpoint.info.metrics);
+  write("save", [&](Dict& json) {
+    json.set("step", checkpoint.step());
+    json.set("generation", checkpoint.generation());
+    json.set("parent", checkpoint.info.parent);
+    json.set("reason", checkpoint.info.reason);
+    json.set("bytes", checkpoint.size);
+    json.set("stalled", stats.stalled.count());
+    json.set("durable", stats.durable.count());
+    json.set("metrics", metrics_value(checkpoint.info.metrics));
   });
 }
 
 void History::failed(const CheckpointInfo& info, const std::string& error) noexcept {
-  write("failure", [&](Json& json) {
-    json["step"] = info.step;
-    json["generation"] = info.generation;
-    json["error"] = error;
+  write("failure", [&](Dict& json) {
+    json.set("step", info.step);
+    json.set("generation", info.generation);
+    json.set("error", error);
   });
 }
 
 void History::skipped(std::int64_t step, const std::string& why) noexcept {
-  add("skip", [&](Json& json) {
-    json["step"] = step;
-    json["why"] = why;
+  add("skip", [&](Dict& json) {
+    json.set("step", step);
+    json.set("why", why);
   });
 }
 
 void History::restored(const Checkpoint& checkpoint, double seconds) noexcept {
-  write("restore", [&](Json& json) {
-    json["step"] = checkpoint.step();
-    json["generation"] = checkpoint.generation();
-    json["path"] = checkpoint.path.string();
-    json["bytes"] = checkpoint.size;
-    json["seconds"] = seconds;
+  write("restore", [&](Dict& json) {
+    json.set("step", checkpoint.step());
+    json.set("generation", checkpoint.generation());
+    json.set("path", checkpoint.path.string());
+    json.set("bytes", checkpoint.size);
+    json.set("seconds", seconds);
   });
 }
 
 void History::set_aside(const std::string& name, const std::string& damage) noexcept {
-  write("damaged", [&](Json& json) {
-    json["set_aside"] = name;
-    json["damage"] = damage;
+  write("damaged", [&](Dict& json) {
+    json.set("set_aside", name);
+    json.set("damage", damage);
   });
 }
 
 void History::pruned(const std::vector<PlannedCheckpoint>& plan) noexcept {
-  Json gone = Json::array();
-  for (const PlannedCheckpoint& item : plan)
-    if (!item.kept())
-      gone.push_back({{"step", item.checkpoint.step()},
-                      {"generation", item.checkpoint.generation()},
-                      {"bytes", item.checkpoint.size}});
-  if (gone.empty()) return;
-  write("prune", [&](Json& json) { json["removed"] = std::move(gone); });
+  if (std::ranges::all_of(plan, &PlannedCheckpoint::kept)) return;
+  write("prune", [&](Dict& json) {
+    Value::Items gone;
+    for (const PlannedCheckpoint& item : plan)
+      if (!item.kept())
+        gone.push_back(Dict{{"step", item.checkpoint.step()},
+                            {"generation", item.checkpoint.generation()},
+                            {"bytes", item.checkpoint.size}});
+    json.set("removed", Value::list(std::move(gone)));
+  });
 }
 
 void History::pinned(std::int64_t step, std::uint64_t generation,
                      const std::string& reason) noexcept {
-  write("pin", [&](Json& json) {
-    json["step"] = step;
-    json["generation"] = generation;
-    json["reason"] = reason;
+  write("pin", [&](Dict& json) {
+    json.set("step", step);
+    json.set("generation", generation);
+    json.set("reason", reason);
   });
 }
 
 void History::unpinned(std::int64_t step, std::uint64_t generation) noexcept {
-  write("unpin", [&](Json& json) {
-    json["step"] = step;
-    json["generation"] = generation;
+  write("unpin", [&](Dict& json) {
+    json.set("step", step);
+    json.set("generation", generation);
   });
 }
 
 void History::interval_picked(std::chrono::duration<double> interval,
                               std::chrono::duration<double> cost) noexcept {
-  add("interval", [&](Json& json) {
-    json["seconds"] = interval.count();
-    json["cost"] = cost.count();
+  add("interval", [&](Dict& json) {
+    json.set("seconds", interval.count());
+    json.set("cost", cost.count());
   });
 }
 

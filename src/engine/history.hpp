@@ -44,7 +44,7 @@ class History {
   void add(const char* event, Fill&& fill) noexcept;
   template <class Fill>
   void write(const char* event, Fill&& fill) noexcept;
-  void warn(const std::string& problem) noexcept;
+  void warn(const char* problem) noexcept;
   std::string take_next();
 
   std::shared_ptr<storage::Storage> storage_;

@@ -2,112 +2,123 @@
 
 #include <fmt/format.h>
 
-#include <cmath>
 #include <cstdint>
 #include <limits>
-#include <nlohmann/json.hpp>
 #include <utility>
+
+#include "format/json.hpp"
 
 namespace perdure::format {
 namespace {
 
-using Json = nlohmann::ordered_json;
+constexpr const char* kWhat = ".perdure/checkpoint.json";
+constexpr std::size_t kMaxDepth = 64;
 
-// JSON has no NaN and no infinity; they stand there as strings.
-Json write_number(double x) {
-  if (std::isnan(x)) return "nan";
-  if (std::isinf(x)) return x > 0 ? "inf" : "-inf";
-  return x;
-}
-
-double read_number(const Json& json) {
-  if (json.is_number()) return json.get<double>();
-  const std::string text = json.get<std::string>();
+double read_number(const Value& value) {
+  if (value.kind() != Kind::string) return value.as_double();
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  if (text == "nan") return std::numeric_limits<double>::quiet_NaN();
-  if (text == "inf") return kInfinity;
-  if (text == "-inf") return -kInfinity;
-  throw Error(ErrorCode::corrupt, fmt::format(".perdure/checkpoint.json: '{}' is no number", text));
+  if (value.as_string() == "nan") return std::numeric_limits<double>::quiet_NaN();
+  if (value.as_string() == "inf") return kInfinity;
+  if (value.as_string() == "-inf") return -kInfinity;
+  throw Error(ErrorCode::corrupt, fmt::format("{}: {} is no number", kWhat, repr(value)));
 }
 
-// nlohmann's get() cuts what does not fit, which would make a newer version an old one.
+// Never cut: that could make a newer version an old one.
 template <class T>
-T read_integer(const Json& json, const char* name) {
-  const Json& number = json.at(name);
-  if (number.is_number_unsigned() && std::in_range<T>(number.get<std::uint64_t>()))
-    return number.get<T>();
-  if (number.is_number_integer() && !number.is_number_unsigned() &&
-      std::in_range<T>(number.get<std::int64_t>()))
-    return number.get<T>();
-  throw Error(ErrorCode::corrupt,
-              fmt::format(".perdure/checkpoint.json: {} is no integer that fits", name));
-}
-
-Json write_optimizers(const CheckpointInfo& info) {
-  Json out = Json::object();
-  for (const auto& [name, optimizer] : info.optimizers) {
-    out[name]["class"] = optimizer.class_name;
-    out[name]["param_names"] = optimizer.param_names;
+T read_integer(const Value& json, const char* name) {
+  const Value& value = json[name];
+  if (const auto number = as_unsigned(value)) {
+    if (std::in_range<T>(*number)) return static_cast<T>(*number);
+  } else if (value.kind() == Kind::integer && value.as_big_int() == nullptr) {
+    if (std::in_range<T>(value.as_int())) return static_cast<T>(value.as_int());
   }
-  return out;
+  throw Error(ErrorCode::corrupt, fmt::format("{}: {} is no integer that fits", kWhat, name));
 }
 
-const Json& object(const Json& json, const char* name) {
-  const Json& out = json.at(name);
-  if (!out.is_object())
-    throw Error(ErrorCode::corrupt, fmt::format(".perdure/checkpoint.json: {} is no object", name));
-  return out;
+const std::string& read_string(const Value& value) {
+  if (value.kind() != Kind::string)
+    throw Error(ErrorCode::corrupt, fmt::format("{}: {} is no string", kWhat, repr(value)));
+  return value.as_string();
 }
 
-CheckpointInfo read_fields(const Json& json) {
+const Dict& object(const Value& json, const char* name) {
+  const Value& value = json[name];
+  if (!value.is_mapping())
+    throw Error(ErrorCode::corrupt, fmt::format("{}: {} is no object", kWhat, name));
+  return value.as_dict();
+}
+
+CheckpointInfo::Optimizer read_optimizer(const Value& json) {
+  CheckpointInfo::Optimizer info{read_string(json["class"]), {}};
+  for (const Value& group : json["param_names"].as_items()) {
+    info.param_names.emplace_back();
+    for (const Value& name : group.as_items()) info.param_names.back().push_back(read_string(name));
+  }
+  return info;
+}
+
+CheckpointInfo read_fields(const Value& json) {
   CheckpointInfo info;
   const auto version = read_integer<std::uint64_t>(json, "format_version");
   if (version > kFormatVersion)
     throw Error(ErrorCode::unsupported,
-                fmt::format(".perdure/checkpoint.json: format version {}, this perdure reads up to "
-                            "version {}; update perdure",
-                            version, kFormatVersion));
-  if (version == 0) throw Error(ErrorCode::corrupt, ".perdure/checkpoint.json: format version 0");
+                fmt::format("{}: format version {}, this perdure reads up to version {}; update "
+                            "perdure",
+                            kWhat, version, kFormatVersion));
+  if (version == 0) throw Error(ErrorCode::corrupt, fmt::format("{}: format version 0", kWhat));
   info.format_version = static_cast<int>(version);
   info.step = read_integer<std::int64_t>(json, "step");
   info.generation = read_integer<std::uint64_t>(json, "generation");
   info.parent = read_integer<std::uint64_t>(json, "parent");
-  for (const auto& [name, value] : object(json, "metrics").items())
-    info.metrics[name] = read_number(value);
-  info.created = json.at("created").get<double>();
-  info.reason = json.at("reason").get<std::string>();
-  info.writer = json.at("writer").get<std::string>();
-  info.libraries = json.at("libraries").get<std::map<std::string, std::string>>();
-  for (const auto& [name, value] : object(json, "optimizers").items())
-    info.optimizers[name] = {value.at("class").get<std::string>(),
-                             value.at("param_names").get<std::vector<std::vector<std::string>>>()};
+  for (const auto& [name, value] : object(json, "metrics"))
+    info.metrics[name.as_string()] = read_number(value);
+  info.created = json["created"].as_double();
+  info.reason = read_string(json["reason"]);
+  info.writer = read_string(json["writer"]);
+  for (const auto& [name, value] : object(json, "libraries"))
+    info.libraries[name.as_string()] = read_string(value);
+  for (const auto& [name, value] : object(json, "optimizers"))
+    info.optimizers[name.as_string()] = read_optimizer(value);
   return info;
+}
+
+template <class Map, class Write>
+Value write_object(const Map& map, Write&& write) {
+  Dict out;
+  for (const auto& [name, value] : map) out.set(name, write(value));
+  return out;
+}
+
+Value write_optimizer(const CheckpointInfo::Optimizer& info) {
+  Value::Items groups;
+  for (const auto& names : info.param_names)
+    groups.push_back(Value::list(Value::Items(names.begin(), names.end())));
+  return Dict{{"class", info.class_name}, {"param_names", Value::list(std::move(groups))}};
 }
 
 }  // namespace
 
 std::string write_checkpoint_json(const CheckpointInfo& info) {
-  Json json;
-  json["format_version"] = info.format_version;
-  json["step"] = info.step;
-  json["generation"] = info.generation;
-  json["parent"] = info.parent;
-  json["metrics"] = Json::object();
-  for (const auto& [name, value] : info.metrics) json["metrics"][name] = write_number(value);
-  json["created"] = info.created;
-  json["reason"] = info.reason;
-  json["writer"] = info.writer;
-  json["libraries"] = info.libraries;
-  json["optimizers"] = write_optimizers(info);
-  // Names that are no UTF-8 are bent rather than made a reason to lose a checkpoint.
-  return json.dump(1, ' ', true, Json::error_handler_t::replace) + "\n";
+  const auto as_it_is = [](const auto& value) { return Value(value); };
+  const Dict json{{"format_version", info.format_version},
+                  {"step", info.step},
+                  {"generation", info.generation},
+                  {"parent", info.parent},
+                  {"metrics", write_object(info.metrics, as_it_is)},
+                  {"created", info.created},
+                  {"reason", info.reason},
+                  {"writer", info.writer},
+                  {"libraries", write_object(info.libraries, as_it_is)},
+                  {"optimizers", write_object(info.optimizers, write_optimizer)}};
+  return write_json(json, 1) + "\n";
 }
 
 CheckpointInfo read_checkpoint_json(std::string_view text) {
   try {
-    return read_fields(Json::parse(text));
-  } catch (const nlohmann::json::exception& error) {
-    throw Error(ErrorCode::corrupt, fmt::format(".perdure/checkpoint.json: {}", error.what()));
+    return read_fields(read_json(text, kWhat, kMaxDepth));
+  } catch (const Error& error) {
+    if (error.code() == ErrorCode::corrupt || error.code() == ErrorCode::unsupported) throw;
+    throw Error(ErrorCode::corrupt, fmt::format("{}: {}", kWhat, error.what()));
   }
 }
 

@@ -15,6 +15,7 @@
 #include <string_view>
 
 #include "io/errors.hpp"
+#include "io/unique_fd.hpp"
 
 namespace perdure::io {
 namespace {
@@ -26,13 +27,12 @@ constexpr std::uint64_t kUnlimited = std::numeric_limits<std::uint64_t>::max();
 // Without iostreams: what those make of a number is up to the program's locale, and CUDA's and
 // LibTorch's libraries have been seen to bring parts of another standard library along.
 std::string text_of(const std::string& path) {
-  const int file = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  const UniqueFd file(real_system(), ::open(path.c_str(), O_RDONLY | O_CLOEXEC));
   std::string text;
-  if (file < 0) return text;
+  if (!file) return text;
   std::array<char, 4096> part;
-  for (ssize_t count; (count = ::read(file, part.data(), part.size())) > 0;)
+  for (ssize_t count; (count = ::read(file.get(), part.data(), part.size())) > 0;)
     text.append(part.data(), static_cast<std::size_t>(count));
-  ::close(file);
   return text;
 }
 

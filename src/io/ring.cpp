@@ -83,7 +83,12 @@ class Uring final : public Ring {
 std::unique_ptr<Ring> open_uring(System& system, unsigned depth) {
   io_uring ring = {};
   if (io_uring_queue_init(depth, &ring, 0) < 0) return nullptr;
-  return std::make_unique<Uring>(system, ring);
+  try {
+    return std::make_unique<Uring>(system, ring);
+  } catch (...) {
+    io_uring_queue_exit(&ring);
+    throw;
+  }
 }
 
 }  // namespace perdure::io

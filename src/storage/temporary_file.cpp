@@ -91,11 +91,11 @@ bool TemporaryFile::try_create(std::string_view name, mode_t mode) {
   io::System& system = directory_->system();
   std::string candidate =
       fmt::format(".{}.{}-{:016x}{}", temporary_stem(name), owner_, system.random(), kSuffix);
+  std::string path = directory_->path_of(candidate);  // before there is anything to be left behind
   const int fd = directory_->try_open(candidate, O_RDWR | O_CREAT | O_EXCL, mode);
   if (fd == -EEXIST) return false;
-  if (fd < 0) throw_cannot_create(-fd, *directory_, directory_->path_of(candidate));
-  io::UniqueFd owned(system, fd);  // before anything that may throw
-  io::File file(system, std::move(owned), directory_->path_of(candidate));
+  if (fd < 0) throw_cannot_create(-fd, *directory_, path);
+  io::File file(system, io::UniqueFd(system, fd), std::move(path));
   if (is_taken(try_lock(system, fd))) {
     system.unlinkat(directory_->fd(), candidate.c_str());
     return false;
