@@ -127,7 +127,8 @@ class Decoder {
   void take_flags(Tensor& tensor, NodeId flags) const;
   void check_extent(const Tensor& tensor) const;
   std::shared_ptr<TensorStorage> storage(NodeId id, std::optional<DType>* typed);
-  std::shared_ptr<TensorStorage> storage_for_key(const std::string& key, const std::string& device);
+  std::shared_ptr<TensorStorage> storage_for_key(const std::string& key, const std::string& device,
+                                                 std::uint64_t declared);
 
   const Pickle& pickle_;
   const RecordSize& record_size_;
@@ -473,10 +474,11 @@ DType Decoder::dtype(NodeId id) const {
 }
 
 std::shared_ptr<TensorStorage> Decoder::storage_for_key(const std::string& key,
-                                                        const std::string& device) {
+                                                        const std::string& device,
+                                                        std::uint64_t declared) {
   const auto [it, fresh] = storage_by_key_.try_emplace(key, out_.storages.size());
   if (!fresh) return out_.storages[it->second];
-  const auto size = record_size_(key);
+  const auto size = record_size_ ? record_size_(key) : std::optional(declared);
   if (!size) damaged(fmt::format("its record {} is not in the file", repr(Value("data/" + key))));
   auto made = std::make_shared<TensorStorage>();
   made->size = *size;
@@ -506,9 +508,12 @@ std::shared_ptr<TensorStorage> Decoder::storage(NodeId id, std::optional<DType>*
   const std::string key = text(fields[2], "a storage without a key");
   const std::string device = text(fields[3], "a storage without a device");
   const std::int64_t count = integer(fields[4]);
-  auto made = storage_for_key(key, device);
   const std::uint64_t item = *typed ? itemsize(**typed) : 1;
-  if (count < 0 || made->size % item != 0 || static_cast<std::uint64_t>(count) != made->size / item)
+  const bool fits = count >= 0 && static_cast<std::uint64_t>(count) <=
+                                      std::numeric_limits<std::uint64_t>::max() / item;
+  const std::uint64_t declared = fits ? static_cast<std::uint64_t>(count) * item : 0;
+  auto made = storage_for_key(key, device, declared);
+  if (!fits || made->size != declared)
     damaged(fmt::format("the record {} has {} bytes, not {} elements of {} bytes each",
                         repr(Value("data/" + key)), made->size, count, item));
   return made;

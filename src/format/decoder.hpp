@@ -21,7 +21,8 @@ struct Decoded {
   std::vector<std::string> keys;  // of the storages: the N of data/N
 };
 
-// Size in bytes of the record data/<key>, or nothing where the file has none.
+// Size in bytes of the record data/<key>, or nothing where the file has none. An empty function:
+// the pickle's word is taken, as long as it does not contradict itself.
 using RecordSize = std::function<std::optional<std::uint64_t>(std::string_view key)>;
 
 // Error(corrupt) for a known call with impossible arguments (a tensor that reaches outside of its

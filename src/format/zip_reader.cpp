@@ -7,6 +7,7 @@
 
 #include "format/coding.hpp"
 #include "format/utf8.hpp"
+#include "format/zip_fields.hpp"
 
 namespace perdure::format {
 namespace {
@@ -14,17 +15,9 @@ namespace {
 constexpr std::uint64_t kEndSize = 22;
 constexpr std::uint64_t kLocatorSize = 20;
 constexpr std::uint64_t kEnd64Size = 56;
-constexpr std::uint64_t kCentralSize = 46;
-constexpr std::uint64_t kLocalSize = 30;
-constexpr std::uint64_t kLargeDescriptorSize = 24;
-constexpr std::uint32_t kMax32 = 0xFFFFFFFF;
 // About ten million records: more than any model has tensors, and a bound on what a hostile file
 // can make us allocate.
 constexpr std::uint64_t kMaxDirectorySize = std::uint64_t{1} << 30;
-// Bit 3 (sizes after the data) and bit 11 (names are UTF-8) are all that torch and plain zip tools
-// need.
-constexpr std::uint16_t kKnownFlags = 0x0808;
-constexpr std::uint16_t kDescriptorFlag = 0x0008;
 
 // A descriptor, the header behind it and a name of the usual length.
 constexpr std::uint64_t kNear = 160;
@@ -37,26 +30,14 @@ struct Directory {
   std::uint64_t count = 0;
 };
 
-struct CentralEntry {
-  std::string_view name;
-  std::uint16_t flags = 0;
-  std::uint16_t method = 0;
-  std::uint32_t crc32 = 0;
-  std::uint64_t size = 0;
-  std::uint64_t header_offset = 0;
-};
-
 class ZipReader {
  public:
   explicit ZipReader(const Source& source) : source_(source) {}
   std::vector<CheckpointFile::Record> read();
 
  private:
-  [[noreturn]] void damaged(std::uint64_t offset, const std::string& what) const {
-    throw Error(ErrorCode::corrupt, fmt::format("{} (at offset {})", what, offset));
-  }
-  void require(bool ok, std::uint64_t offset, const char* what) const {
-    if (!ok) damaged(offset, what);
+  static void require(bool ok, std::uint64_t offset, const char* what) {
+    require_zip(ok, offset, what);
   }
   std::string read_bytes(std::uint64_t offset, std::uint64_t size) const {
     std::string out(size, '\0');
@@ -70,15 +51,11 @@ class ZipReader {
   Directory read_end64(const std::string& tail, std::uint64_t end_offset, const Directory& narrow,
                        std::uint64_t* directory_end) const;
   std::vector<CentralEntry> parse_central(std::string_view bytes, const Directory& directory) const;
-  CentralEntry parse_central_entry(ByteReader& in, const Directory& directory) const;
-  void apply_zip64(std::string_view extra, std::uint64_t offset, CentralEntry& entry,
-                   std::uint64_t* compressed, bool size_is_max, bool compressed_is_max,
-                   bool offset_is_max) const;
   void check_names(const std::vector<CentralEntry>& entries, const Directory& directory);
   void check_name(std::string_view name, std::uint64_t offset) const;
   std::uint64_t check_local(const CentralEntry& entry, std::uint64_t next);
-  void check_local_zip64(const CentralEntry& entry, std::uint64_t offset, std::uint64_t extra_size,
-                         std::uint32_t size, std::uint32_t compressed) const;
+  void check_local_zip64(const CentralEntry& entry, std::uint64_t offset,
+                         const LocalHeader& local) const;
   void check_descriptor(const CentralEntry& entry, std::uint64_t offset, std::uint64_t next);
   [[noreturn]] static void refuse_compressed(const CentralEntry& entry);
 
@@ -186,66 +163,12 @@ Directory ZipReader::read_end64(const std::string& tail, std::uint64_t end_offse
   return wide;
 }
 
-// A zip64 field stands there if and only if its short field is all ones.
-void ZipReader::apply_zip64(std::string_view extra, std::uint64_t offset, CentralEntry& entry,
-                            std::uint64_t* compressed, bool size_is_max, bool compressed_is_max,
-                            bool offset_is_max) const {
-  ByteReader in(extra, "zip extra field", offset);
-  bool seen = false;
-  while (!in.done()) {
-    const auto id = in.take<std::uint16_t>();
-    const std::string_view body = in.take_bytes(in.take<std::uint16_t>());
-    if (id != 0x0001) continue;
-    require(!seen, offset, "two zip64 fields for one record");
-    seen = true;
-    ByteReader field(body, "zip64 field", offset);
-    if (size_is_max) entry.size = field.take<std::uint64_t>();
-    if (compressed_is_max) *compressed = field.take<std::uint64_t>();
-    if (offset_is_max) entry.header_offset = field.take<std::uint64_t>();
-    require(field.done(), offset, "a zip64 field with more in it than is called for");
-  }
-  require(seen == (size_is_max || compressed_is_max || offset_is_max), offset,
-          "a zip64 field that is missing or uncalled for");
-}
-
-CentralEntry ZipReader::parse_central_entry(ByteReader& in, const Directory& directory) const {
-  const std::uint64_t offset = directory.offset + in.at();
-  require(in.take<std::uint32_t>() == 0x02014B50, offset, "a damaged entry in the zip directory");
-  in.take<std::uint32_t>();  // made by, needed
-  CentralEntry entry;
-  entry.flags = in.take<std::uint16_t>();
-  entry.method = in.take<std::uint16_t>();
-  in.take<std::uint32_t>();  // time and date
-  entry.crc32 = in.take<std::uint32_t>();
-  std::uint64_t compressed = in.take<std::uint32_t>();
-  entry.size = in.take<std::uint32_t>();
-  const auto name_size = in.take<std::uint16_t>();
-  const auto extra_size = in.take<std::uint16_t>();
-  const auto comment_size = in.take<std::uint16_t>();
-  require(in.take<std::uint16_t>() == 0, offset, "a zip of several volumes");
-  in.take_bytes(6);  // attributes
-  entry.header_offset = in.take<std::uint32_t>();
-  entry.name = in.take_bytes(name_size);
-  apply_zip64(in.take_bytes(extra_size), offset, entry, &compressed, entry.size == kMax32,
-              compressed == kMax32, entry.header_offset == kMax32);
-  in.take_bytes(comment_size);
-  require((entry.flags & ~kKnownFlags) == 0, offset,
-          "a record with flags that PyTorch never sets (encrypted?)");
-  // A compressed record is refused in check_local, once its local header has said the same.
-  require(compressed == entry.size || entry.method != 0, offset,
-          "a stored record with two different sizes");
-  require((entry.size <= directory.offset || entry.method != 0) &&
-              entry.header_offset < directory.offset,
-          offset, "a record that does not fit in the file");
-  return entry;
-}
-
 std::vector<CentralEntry> ZipReader::parse_central(std::string_view bytes,
                                                    const Directory& directory) const {
   ByteReader in(bytes, "zip directory", directory.offset);
   std::vector<CentralEntry> entries;
   entries.reserve(directory.count);  // at most size / 46, checked
-  while (!in.done()) entries.push_back(parse_central_entry(in, directory));
+  while (!in.done()) entries.push_back(take_central_entry(in, directory.offset));
   require(entries.size() == directory.count, directory.offset,
           "the zip directory has another number of records than it says");
   return entries;
@@ -285,15 +208,16 @@ void ZipReader::check_names(const std::vector<CentralEntry>& entries, const Dire
 void ZipReader::check_descriptor(const CentralEntry& entry, std::uint64_t offset,
                                  std::uint64_t next) {
   const std::uint64_t size = next - offset;
-  require(size == 16 || size == kLargeDescriptorSize, offset,
+  require(size == kDescriptorSize || size == kLargeDescriptorSize, offset,
           "a data descriptor of an odd size, or bytes between records");
   const std::string bytes = read_near(offset, size);
   ByteReader in(bytes, "data descriptor", offset);
-  require(in.take<std::uint32_t>() == 0x08074B50, offset, "a damaged data descriptor");
+  require(in.take<std::uint32_t>() == kDescriptorSignature, offset, "a damaged data descriptor");
   require(in.take<std::uint32_t>() == entry.crc32, offset,
           "the checksums in data descriptor and directory differ");
   for (int i = 0; i < 2; ++i)
-    require((size == 16 ? in.take<std::uint32_t>() : in.take<std::uint64_t>()) == entry.size,
+    require((size == kDescriptorSize ? in.take<std::uint32_t>() : in.take<std::uint64_t>()) ==
+                entry.size,
             offset, "the sizes in data descriptor and directory differ");
 }
 
@@ -307,13 +231,13 @@ void ZipReader::refuse_compressed(const CentralEntry& entry) {
 
 // Where a local header says "see zip64", that field must say the same as the directory.
 void ZipReader::check_local_zip64(const CentralEntry& entry, std::uint64_t offset,
-                                  std::uint64_t extra_size, std::uint32_t size,
-                                  std::uint32_t compressed) const {
-  const std::string extra = read_bytes(offset + kLocalSize + entry.name.size(), extra_size);
-  CentralEntry local{.name = entry.name, .size = size};
-  std::uint64_t wide_compressed = compressed;
-  apply_zip64(extra, offset, local, &wide_compressed, size == kMax32, compressed == kMax32, false);
-  require(local.size == entry.size && wide_compressed == entry.size, offset,
+                                  const LocalHeader& local) const {
+  const std::string extra = read_bytes(offset + kLocalSize + entry.name.size(), local.extra_size);
+  CentralEntry wide{.name = entry.name, .size = local.size};
+  std::uint64_t compressed = local.compressed;
+  apply_zip64(extra, offset, wide, &compressed, local.size == kMax32, local.compressed == kMax32,
+              false);
+  require(wide.size == entry.size && compressed == entry.size, offset,
           "sizes in local header and directory differ");
 }
 
@@ -325,31 +249,22 @@ std::uint64_t ZipReader::check_local(const CentralEntry& entry, std::uint64_t ne
           "records that overlap");
   const std::string bytes = read_near(offset, kLocalSize + entry.name.size());
   ByteReader in(bytes, "local zip header", offset);
-  require(in.take<std::uint32_t>() == 0x04034B50, offset, "a damaged local zip header");
-  in.take<std::uint16_t>();  // version needed
-  const auto flags = in.take<std::uint16_t>();
-  require(flags == entry.flags && in.take<std::uint16_t>() == entry.method, offset,
+  const LocalHeader local = take_local_header(in, offset);
+  require(local.flags == entry.flags && local.method == entry.method, offset,
           "flags or method in local header and directory differ");
   if (entry.method != 0) refuse_compressed(entry);
-  in.take<std::uint32_t>();  // time and date
-  const auto crc = in.take<std::uint32_t>();
-  const auto compressed = in.take<std::uint32_t>();
-  const auto size = in.take<std::uint32_t>();
-  const bool deferred = (flags & kDescriptorFlag) != 0;
-  const bool unset = crc == 0 && compressed == 0 && size == 0;
-  const bool equal = crc == entry.crc32 && (size == entry.size || size == kMax32) &&
-                     (compressed == entry.size || compressed == kMax32);
-  require(equal || (deferred && unset), offset,
+  const bool unset = local.crc32 == 0 && local.compressed == 0 && local.size == 0;
+  const bool equal = local.crc32 == entry.crc32 &&
+                     (local.size == entry.size || local.size == kMax32) &&
+                     (local.compressed == entry.size || local.compressed == kMax32);
+  require(equal || (local.is_deferred() && unset), offset,
           "checksum or size in local header and directory differ");
-  const auto name_size = in.take<std::uint16_t>();
-  const auto extra_size = in.take<std::uint16_t>();
-  require(name_size == entry.name.size() && in.take_bytes(name_size) == entry.name, offset,
-          "the names in local header and directory differ");
-  const std::uint64_t data = offset + kLocalSize + name_size + extra_size;
+  require(local.name_size == entry.name.size() && in.take_bytes(local.name_size) == entry.name,
+          offset, "the names in local header and directory differ");
+  const std::uint64_t data = local.data_offset(offset);
   require(data <= next && entry.size <= next - data, offset, "records that overlap");
-  if (size == kMax32 || compressed == kMax32)
-    check_local_zip64(entry, offset, extra_size, size, compressed);
-  if (deferred)
+  if (local.size == kMax32 || local.compressed == kMax32) check_local_zip64(entry, offset, local);
+  if (local.is_deferred())
     check_descriptor(entry, data + entry.size, next);
   else
     require(data + entry.size == next, data + entry.size,

@@ -48,6 +48,26 @@ TEST(Decoder, GivesTensorsTheirGeometry) {
   EXPECT_EQ(tensor.storage->data, nullptr);
 }
 
+// A damaged file has lost its records: the pickle says how large they were.
+TEST(Decoder, TakesThePicklesWordWhereThereAreNoRecords) {
+  const auto sizes = [](const std::string& body) {
+    const std::string bytes = pickle(body);
+    return format::decode(format::read_pickle(bytes), {}, false).storages;
+  };
+  const std::string other = storage("DoubleStorage", "gone", 5);
+  const auto storages = sizes(list({tensor(kFloats, 0, {6}, {1}), tensor(other, 0, {5}, {1})}));
+  ASSERT_EQ(storages.size(), 2u);
+  EXPECT_EQ(storages[0]->size, 24u);
+  EXPECT_EQ(storages[1]->size, 40u);
+  EXPECT_ERROR(corrupt, "has 40 bytes, not 4 elements",
+               sizes(list({tensor(other, 0, {5}, {1}),
+                           tensor(storage("DoubleStorage", "gone", 4), 0, {1}, {1})})));
+  EXPECT_ERROR(corrupt, "reaches to byte 48", sizes(tensor(other, 0, {6}, {1})));
+  EXPECT_ERROR(corrupt, "elements of 8 bytes",
+               sizes(tensor(storage("DoubleStorage", "huge", kMax), 0, {1}, {1})));
+  EXPECT_ERROR(corrupt, "-1 elements", sizes(tensor(storage("ByteStorage", "0", -1), 0, {0}, {1})));
+}
+
 TEST(Decoder, KnowsEverySpellingOfTorch) {
   const std::string hooks = kHooks;
   EXPECT_EQ(decoded(call("torch._utils", "_rebuild_tensor",
