@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <random>
 
+#include "engine/salvage.hpp"
 #include "format/archive_layout.hpp"
 #include "format/coding.hpp"
 #include "format/crc32.hpp"
@@ -42,6 +43,21 @@ VerifyReport::State verified(const std::string& bytes) {
     fuzz::require(error.code() != ErrorCode::corrupt,
                   std::string("verify throws for damage: ") + error.what());
     return VerifyReport::State::damaged;
+  }
+}
+
+// What is proven is all that there is in a file without damage, and can be saved in any case.
+void check_salvage(const std::string& bytes, const CheckpointFile* whole) {
+  try {
+    const engine::Salvage found = engine::salvage(test::source_of(bytes), nullptr);
+    fuzz::check_saved_again(found.state);
+    if (whole == nullptr) return;
+    fuzz::require(found.report.lost.empty(), "repair loses something of a file without damage");
+    const std::string difference = test::Comparison::difference(whole->value(), found.state);
+    fuzz::require(difference.empty(), "repair saves another value: " + difference);
+  } catch (const Error& error) {
+    fuzz::require(whole == nullptr,
+                  std::string("repair cannot read a file without damage: ") + error.what());
   }
 }
 
@@ -163,5 +179,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   perdure::fuzz::require(!shown.damaged || state == VerifyReport::State::damaged,
                          "verify does not see what load calls damage");
   if (plain.file) perdure::fuzz::check_saved_again(plain.file->value());
+  check_salvage(bytes, plain.file && state == VerifyReport::State::good ? &*plain.file : nullptr);
   return 0;
 }

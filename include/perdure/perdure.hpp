@@ -6,5 +6,6 @@
 #include <perdure/checkpoint_manager.hpp>
 #include <perdure/error.hpp>
 #include <perdure/file.hpp>
+#include <perdure/repair.hpp>
 #include <perdure/state.hpp>
 #include <perdure/value.hpp>

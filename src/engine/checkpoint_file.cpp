@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cstdint>
-#include <new>
 
 #include "engine/file_records.hpp"
 #include "format/crc32.hpp"
@@ -154,25 +153,12 @@ void CheckpointFile::read(std::size_t storage, MutableBytes into) const {
   parts_->read({parts_->records.read_of(record, parts_->index, into)});
 }
 
-namespace {
-
-// Neither torch's kernels nor ours want more than a cache line.
-void allocate_owned(TensorStorage& storage) {
-  constexpr std::align_val_t kCacheLine{64};
-  auto* memory = static_cast<std::byte*>(::operator new(storage.size, kCacheLine));
-  storage.owner = std::shared_ptr<const void>(
-      memory, [](const void* p) { ::operator delete(const_cast<void*>(p), kCacheLine); });
-  storage.data = memory;
-}
-
-}  // namespace
-
 void CheckpointFile::read_all(const Value& value, const Allocate& allocate) const {
   std::vector<engine::RecordRead> reads;
   std::vector<MutableBytes> fresh;
   for (const std::size_t i : parts_->unread(value)) {
     TensorStorage& storage = *storages()[i];
-    (allocate ? allocate : Allocate(allocate_owned))(storage);
+    (allocate ? allocate : Allocate(engine::allocate_owned))(storage);
     const MutableBytes into(storage.data, storage.size);
     fresh.push_back(into);
     reads.push_back(parts_->records.read_of(*parts_->storage_records[i], parts_->index, into));

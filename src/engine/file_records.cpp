@@ -6,6 +6,7 @@
 #include <charconv>
 #include <cstdint>
 #include <functional>
+#include <new>
 #include <unordered_set>
 
 #include "format/checkpoint_json.hpp"
@@ -115,17 +116,21 @@ std::optional<format::BlockIndex> FileRecords::read_index() const {
   });
 }
 
+std::uint32_t combined(const format::StorageChecksums& sums, std::uint64_t block_size) {
+  std::uint32_t whole = 0;
+  for (std::size_t block = 0; block < sums.blocks.size(); ++block) {
+    const std::uint64_t size = std::min(block_size, sums.size - block * block_size);
+    whole = format::crc32_combine(whole, sums.blocks[block], size);
+  }
+  return whole;
+}
+
 void FileRecords::check_index(const format::BlockIndex& index) const {
   for (std::size_t i = 0; i < index.storages.size(); ++i) {
     const auto* record = find(fmt::format("data/{}", i));
     const format::StorageChecksums& sums = index.storages[i];
-    std::uint32_t whole = 0;
-    for (std::size_t block = 0; block < sums.blocks.size(); ++block) {
-      const std::uint64_t size = std::min(index.block_size, sums.size - block * index.block_size);
-      whole = format::crc32_combine(whole, sums.blocks[block], size);
-    }
     if (record == nullptr || record->size != sums.size || record->offset != sums.data_offset ||
-        record->crc32 != sums.crc32 || whole != sums.crc32)
+        record->crc32 != sums.crc32 || combined(sums, index.block_size) != sums.crc32)
       throw Error(ErrorCode::corrupt,
                   fmt::format(".perdure/index contradicts the zip directory on data/{}", i));
   }
@@ -203,6 +208,15 @@ class TensorWalk {
 };
 
 }  // namespace
+
+// Neither torch's kernels nor ours want more than a cache line.
+void allocate_owned(TensorStorage& storage) {
+  constexpr std::align_val_t kCacheLine{64};
+  auto* memory = static_cast<std::byte*>(::operator new(storage.size, kCacheLine));
+  storage.owner = std::shared_ptr<const void>(
+      memory, [](const void* p) { ::operator delete(const_cast<void*>(p), kCacheLine); });
+  storage.data = memory;
+}
 
 void for_each_tensor(const Value& value,
                      const std::function<void(const KeyPath&, const Tensor&)>& visit) {

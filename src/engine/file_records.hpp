@@ -58,6 +58,12 @@ auto with_file_name(const Source& source, F&& parse) {
   }
 }
 
+// The checksum of all of a storage, from those of its blocks.
+std::uint32_t combined(const format::StorageChecksums& sums, std::uint64_t block_size);
+
+// Gives the storage memory that it owns.
+void allocate_owned(TensorStorage& storage);
+
 // Calls `visit` for every tensor below `value`, each container once, with its place.
 void for_each_tensor(const Value& value,
                      const std::function<void(const KeyPath&, const Tensor&)>& visit);
