@@ -24,6 +24,7 @@ struct Invocation {
 // Each adds its subcommand to `app`. Both arguments must outlive the parsing and the run.
 void add_ls(CLI::App& app, Invocation& invocation);
 void add_prune(CLI::App& app, Invocation& invocation);
+void add_repair(CLI::App& app, Invocation& invocation);
 void add_show(CLI::App& app, Invocation& invocation);
 void add_verify(CLI::App& app, Invocation& invocation);
 
