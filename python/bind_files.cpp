@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <perdure/file.hpp>
+#include <perdure/repair.hpp>
 
 #include "bindings.hpp"
 
@@ -122,11 +123,31 @@ void bind_verify(nb::module_& m) {
   m.def("verify_bytes", &verify_bytes, nb::arg("bytes"), nb::arg("name"));
 }
 
+void bind_repair(nb::module_& m) {
+  nb::class_<Lost>(m, "Lost")
+      .def_ro("path", &Lost::path)
+      .def_ro("dtype", &Lost::dtype)
+      .def_ro("shape", &Lost::shape)
+      .def_ro("why", &Lost::why);
+  nb::class_<RepairReport>(m, "RepairReport")
+      .def_ro("path", &RepairReport::path)
+      .def_prop_ro("tensors", [](const RepairReport& report) { return report.saved.tensors; })
+      .def_prop_ro("bytes", [](const RepairReport& report) { return report.saved.bytes; })
+      .def_ro("lost", &RepairReport::lost)
+      .def_ro("notes", &RepairReport::notes);
+  const auto run = [](const std::filesystem::path& file, const std::filesystem::path& out,
+                      const std::filesystem::path& like,
+                      bool force) { return repair(file, out, {.like = like, .force = force}); };
+  m.def("repair", run, nb::arg("file"), nb::arg("out"), nb::arg("like"), nb::arg("force"),
+        Released());
+}
+
 }  // namespace
 
 void bind_files(nb::module_& m) {
   bind_info(m);
   bind_verify(m);
+  bind_repair(m);
   nb::class_<CheckpointFile>(m, "CheckpointFile")
       .def_static("open",
                   nb::overload_cast<const std::filesystem::path&, bool>(&CheckpointFile::open),

@@ -14,8 +14,8 @@ loaded had its checksums compared; and the steps after a resume have the same bi
 perdure.ResumableLoader(loader) goes on in the middle of an epoch; perdure.testing.check_exact_resume proves that a
 training does go on exactly.
 
-One file: perdure.save(state, path), perdure.load(path), perdure.verify(path). The files are PyTorch's own:
-torch.load(path) opens what perdure writes, perdure.load(path) opens what torch.save writes.
+One file: perdure.save(state, path), perdure.load(path), perdure.verify(path), perdure.repair(path, out). The files are
+PyTorch's own: torch.load(path) opens what perdure writes, perdure.load(path) opens what torch.save writes.
 
 Warnings (a failed save, a damaged checkpoint set aside) go to logging.getLogger("perdure"), which prints them on
 standard error where logging is not configured.
@@ -40,7 +40,7 @@ from .errors import (
     NotFoundError,
     UnsupportedError,
 )
-from .files import Finding, VerifyReport, load, save, verify
+from .files import Finding, Lost, RepairReport, VerifyReport, load, repair, save, verify
 from .handles import Checkpoint, PlannedCheckpoint, SaveHandle, SaveStats
 from .loader import ResumableLoader
 from .manager import CheckpointManager, list_checkpoints, read_history, retention_plan
@@ -60,8 +60,10 @@ __all__ = [
     "InvalidError",
     "IoError",
     "LockedError",
+    "Lost",
     "NotFoundError",
     "PlannedCheckpoint",
+    "RepairReport",
     "ResumableLoader",
     "SaveHandle",
     "SaveStats",
@@ -72,6 +74,7 @@ __all__ = [
     "list_checkpoints",
     "load",
     "read_history",
+    "repair",
     "retention_plan",
     "save",
     "verify",

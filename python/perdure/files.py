@@ -1,4 +1,4 @@
-"""One file: save, load, verify."""
+"""One file: save, load, verify, repair."""
 
 import dataclasses
 import os
@@ -102,6 +102,56 @@ def verify(file) -> VerifyReport:
         report = _core.verify(_path(file))
     findings = tuple(Finding(f.record, f.tensor, f.offset, f.what) for f in report.findings)
     return VerifyReport(report.path, report.state.name, report.bytes, report.tensors, findings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost:
+    """A value that is in a damaged file no more."""
+
+    path: str  #: state['model']['fc.weight']; of a dict or list without tensors, for all that is in it
+    dtype: str  #: "float32"; "" of what is no tensor
+    shape: tuple[int, ...]  #: of a tensor
+    why: str  #: a sentence
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    tensors: int
+    bytes: int  #: of their storages
+
+
+@dataclasses.dataclass(frozen=True)
+class RepairReport:
+    """What repair saved, what is lost, and in `notes` what was damaged and could be made good, and from what."""
+
+    path: str
+    saved: Saved
+    lost: tuple[Lost, ...]
+    notes: tuple[str, ...]
+
+
+def repair(file, out, like=None, force: bool = False) -> RepairReport:
+    """Saves every tensor whose checksum is right from a truncated or damaged file at the path `out`.
+
+        report = perdure.repair("cut.pt", "whole.pt")
+        for lost in report.lost: print(lost.path, lost.why)
+
+    What is lost is left out of its dict; in a list or tuple None stands in its place. All else is as it was to the
+    last bit, and what shared a storage still does. `file` is only read. What is saved is in memory as a whole.
+
+    `like`: another checkpoint that the same program wrote, older or newer. Where a file of perdure's was cut off, the
+        names, dtypes and shapes of its tensors are gone with its end; they are taken from this one, and nothing else
+        is. Not looked at where the file still has its own.
+    `force`: replaces `out` where it exists.
+
+    Raises CorruptionError where there is nothing to save, or where tensors have lost their names and `like` would help
+    (a checkpoint beside the file that could serve is named); UnsupportedError as load does, and for files without
+    checksums; InvalidError where `out` exists or is one of the other files, and where `like` has another structure;
+    and what save raises.
+    """
+    report = _core.repair(_path(file), _path(out), "" if like is None else _path(like), force)
+    lost = tuple(Lost(item.path, item.dtype, tuple(item.shape), item.why) for item in report.lost)
+    return RepairReport(report.path, Saved(report.tensors, report.bytes), lost, tuple(report.notes))
 
 
 def libraries() -> dict[str, str]:
