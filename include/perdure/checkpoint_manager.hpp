@@ -233,9 +233,11 @@ class CheckpointManager {
   double progress() const;
   // Whether no save is in flight, after at most `timeout`. Throws nothing that a save had to say.
   bool idle(std::chrono::duration<double> timeout = {}) const;
-  void wait();   // until nothing is in flight (what prepare began, too); throws the error of a save
-                 // that nobody has seen
-  void close();  // wait(), then gives up the lock; later calls but close() are Error(invalid)
+  void wait();  // until nothing is in flight (what prepare began, too); throws the error of a save
+                // that nobody has seen
+  // wait(), then gives up the lock, the memory and the directory; later calls but close() are
+  // Error(invalid).
+  void close();
 
  private:
   struct Parts;

@@ -296,7 +296,7 @@ class CheckpointManager:
         self._core.wait()
 
     def close(self) -> None:
-        """wait(), then gives up the lock. Afterwards nothing but close() can be called."""
+        """wait(), then gives up the lock, the memory and the directory. Afterwards nothing but close() can be called."""
         self._closed = True
         for hook in (self._fenced or {}).values():
             hook.remove()

@@ -51,6 +51,12 @@ void Arena::wait_until_populated() {
   if (populating_.joinable()) populating_.join();
 }
 
+void Arena::release() {
+  wait_until_populated();
+  memory_.reset();
+  blocks_ = 0;
+}
+
 std::shared_ptr<std::byte> Arena::lend(std::uint64_t size) {
   const std::lock_guard guard(lending_);
   if (lent_ == 0) lent_end_ = 0;

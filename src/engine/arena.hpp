@@ -33,6 +33,9 @@ class Arena {
   void populate_in_background();
   void wait_until_populated();
 
+  // Gives the memory back. Only while nobody uses the blocks, lent ones included.
+  void release();
+
   // Blocks to read through while nobody else uses them, for as long as the pointer lives; any
   // thread. Null where there are no more.
   std::shared_ptr<std::byte> lend(std::uint64_t size);

@@ -91,7 +91,7 @@ CheckpointManager::Parts::Parts(std::shared_ptr<storage::Storage> where, Manager
 
 CheckpointManager::Parts::~Parts() {
   writer.wait_idle();
-  history.write();
+  if (!closed) history.write();
   if (options.on_error == OnError::raise) {  // with warn, all of them were told when they happened
     try {
       throw_unseen();
@@ -206,7 +206,8 @@ void CheckpointManager::wait() {
   parts_->throw_unseen();
 }
 
-// The lock is given up in any case: an error of a save is no reason to hold on to the directory.
+// The lock is given up in any case: an error of a save is no reason to hold on to the directory. So
+// are the memory and the descriptor: a closed manager may lie around for the rest of the program.
 void CheckpointManager::close() {
   if (parts_->closed) return;
   parts_->require_usable();
@@ -216,7 +217,9 @@ void CheckpointManager::close() {
   parts_->noticed = parts_->preempted();
   parts_->asked = true;
   parts_->signals.reset();
-  parts_->storage->unlock();
+  parts_->job.reset();
+  parts_->arena.release();
+  parts_->storage->close();
   parts_->throw_unseen();
 }
 

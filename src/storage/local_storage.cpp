@@ -217,6 +217,11 @@ void LocalStorage::lock() { lock_ = std::make_unique<DirectoryLock>(directory_);
 
 void LocalStorage::unlock() noexcept { lock_.reset(); }
 
+void LocalStorage::close() noexcept {
+  unlock();
+  directory_.reset();
+}
+
 std::vector<std::string> LocalStorage::collect_debris() {
   std::vector<std::string> collected;
   for (const std::string& name : directory_->names()) {

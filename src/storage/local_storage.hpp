@@ -32,6 +32,7 @@ class LocalStorage final : public Storage {
   void remove(const std::vector<std::string>& names) override;
   void lock() override;
   void unlock() noexcept override;
+  void close() noexcept override;  // a file system with an open directory cannot be unmounted
   std::vector<std::string> collect_debris() override;
 
   // What dead writers of this one name left. Needs no lock; a live writer's file is left alone.

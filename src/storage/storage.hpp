@@ -61,6 +61,8 @@ class Storage {
   // Exclusive ownership until unlock() or destruction. Error(locked) where another has it.
   virtual void lock() = 0;
   virtual void unlock() noexcept = 0;
+  // unlock(), and all else that is held is let go. Nothing but close() is called afterwards.
+  virtual void close() noexcept { unlock(); }
   // Removes what crashed writers and removers left, only while locked. Returns the names that it
   // was to have or had: numbers in them are used up. What cannot be removed is left there.
   virtual std::vector<std::string> collect_debris() = 0;

@@ -56,6 +56,15 @@ TEST_F(ManagerFaultTest, CloseThrowsWhatNobodyHasSeenAndGivesUpTheLock) {
   manager.close();
 }
 
+// So that the file system can be unmounted while the object lies around.
+TEST_F(ManagerFaultTest, CloseLetsGoOfTheDirectory) {
+  auto manager = open_faulty();
+  save(manager, 1);
+  EXPECT_GT(system.open_descriptors(), 0U);
+  manager.close();
+  EXPECT_EQ(system.open_descriptors(), 0U);
+}
+
 TEST_F(ManagerFaultTest, TheThirdInARowIsThrown) {
   auto manager = open_faulty();
   failing_save(manager, 1);
