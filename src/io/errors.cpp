@@ -27,8 +27,10 @@ std::string text_of(int error) { return std::generic_category().message(error); 
 }  // namespace
 
 void throw_error(int error, std::string_view action, std::string_view path) {
-  throw Error(code_of(error), fmt::format("cannot {} '{}': {}", action, path, text_of(error)),
-              error);
+  std::string text = fmt::format("cannot {} '{}': {}", action, path, text_of(error));
+  if (error == ENOSPC)
+    text += "; free some space (where `df` shows some, `df -i` may show that no inode is left)";
+  throw Error(code_of(error), text, error);
 }
 
 void throw_write_error(System& system, int fd, int error, std::string_view action,

@@ -44,13 +44,6 @@ bool all_of(std::string_view text, std::string_view allowed) {
                             "again to save into that",
                             path, directory.path()),
                 error);
-  if (error == ENOSPC)
-    throw Error(ErrorCode::full,
-                fmt::format("cannot create '{}': no space left on device; where `df` shows some, "
-                            "the file system is out of inodes (`df -i`): remove some files "
-                            "(nothing was replaced)",
-                            path),
-                error);
   io::throw_error(error, "create", path);
 }
 
