@@ -1,7 +1,10 @@
 // A run on an operating system that fails: on_error, and every call of a training's life failing
 // once.
 #include <cstdint>
+#include <memory>
+#include <optional>
 #include <perdure/checkpoint_manager.hpp>
+#include <vector>
 
 #include "engine/run_fixture.hpp"
 #include "engine/save_file.hpp"
@@ -10,6 +13,39 @@
 
 namespace perdure::test {
 namespace {
+
+// EIO for all; what transfers may say beside it.
+std::vector<int> errors_of(Call call) {
+  if (call == Call::completion) return {EIO, ENOSPC, ECANCELED, EAGAIN, EINTR, kShort};
+  if (call == Call::pread || call == Call::pwrite) return {EIO, kShort};
+  return {EIO};
+}
+
+// Does `action` with each error, at the first call of each kind, the second, and so on until none
+// is left that fails; and `check` after each.
+template <class Action, class Check>
+void for_every_fault(FaultySystem& system, Action action, Check check) {
+  for (const Call call : kAllCalls) {
+    for (const int error : errors_of(call)) {
+      for (int n = 1; n == 1 || system.fired(); ++n) {
+        SCOPED_TRACE(testing::Message() << "call kind " << static_cast<int>(call) << ", number "
+                                        << n << ", errno " << error);
+        system.fail(call, n, error);
+        std::optional<Error> thrown;
+        try {
+          action();
+        } catch (const Error& e) {
+          thrown = e;
+          EXPECT_TRUE(e.code() == ErrorCode::io || e.code() == ErrorCode::full) << e.what();
+          EXPECT_TRUE(error != EINTR && error != kShort) << e.what();
+        }
+        EXPECT_EQ(system.open_descriptors(), 0U);
+        check(call, n, thrown.has_value());
+        if (testing::Test::HasFailure()) return;
+      }
+    }
+  }
+}
 
 class ManagerFaultTest : public RunFixture {
  protected:
@@ -130,55 +166,63 @@ TEST_F(ManagerFaultTest, WhateverCallFailsNothingAcknowledgedIsLost) {
     save(manager, 2);
   }
   std::int64_t acknowledged = 2;
-  for (const Call call : kAllCalls) {
-    bool fired = true;
-    for (int n = 1; fired; ++n) {
-      SCOPED_TRACE(testing::Message()
-                   << "call kind " << static_cast<int>(call) << ", number " << n);
-      system.fail(call, n, EIO);
-      try {
+  for_every_fault(
+      system,
+      [&] {
         auto manager = open_faulty({.keep_last = 2});
         EXPECT_GE(restore(manager), acknowledged);
         for (int i = 0; i < 2; ++i)
           if (const auto saved = save(manager, manager.latest_step().value() + 1).checkpoint())
             acknowledged = saved->step();
-      } catch (const Error& error) {
-        EXPECT_EQ(error.code(), ErrorCode::io) << error.what();
-      }
-      fired = system.fired();
-      EXPECT_EQ(system.open_descriptors(), 0U);
-      auto manager = open();
-      EXPECT_GE(restore(manager), acknowledged);
-      if (HasFailure()) return;
-    }
-  }
+      },
+      [&](Call, int, bool) {
+        auto manager = open();
+        EXPECT_GE(restore(manager), acknowledged);
+      });
   for (const std::string& name : checkpoint_names())
     EXPECT_EQ(name.find("damaged"), std::string::npos) << name;
 }
 
 TEST_F(ManagerFaultTest, AOneFileSaveLeavesTheOldOneWhereACallFails) {
-  perdure::save(directory / "a.pt", state_of_step(1));
-  for (const Call call : kAllCalls) {
-    bool fired = true;
-    for (int n = 1; fired; ++n) {
-      SCOPED_TRACE(testing::Message()
-                   << "call kind " << static_cast<int>(call) << ", number " << n);
-      perdure::save(directory / "a.pt", state_of_step(1));
-      system.fail(call, n, EIO);
-      bool threw = false;
-      try {
+  for_every_fault(
+      system,
+      [&] {
+        perdure::save(directory / "a.pt", state_of_step(1));
         engine::save_file(system, directory / "a.pt", state_of_step(2));
-      } catch (const Error& error) {
-        threw = true;
-        EXPECT_EQ(error.code(), ErrorCode::io) << error.what();
-      }
-      fired = system.fired();
-      EXPECT_EQ(system.open_descriptors(), 0U);
-      const bool visible = !threw || (call == Call::fsync && n == 2);
-      EXPECT_EQ(step_of(load(directory / "a.pt")), visible ? 2 : 1);
-      EXPECT_EQ(directory.names(), std::set<std::string>{"a.pt"});
-      if (HasFailure()) return;
-    }
+      },
+      [&](Call call, int n, bool threw) {
+        const bool visible = !threw || (call == Call::fsync && n == 2);
+        EXPECT_EQ(step_of(load(directory / "a.pt")), visible ? 2 : 1);
+        EXPECT_EQ(directory.names(), std::set<std::string>{"a.pt"});
+      });
+}
+
+// Large enough to be read in several threads, and past the page cache.
+Dict large_state() {
+  auto data = std::make_shared<std::vector<std::int64_t>>(std::size_t{1} << 19, 7);
+  Tensor tensor = Tensor::over(data->data(), DType::int64, {std::int64_t{1} << 19});
+  tensor.storage->owner = data;
+  return Dict{{"weight", tensor}};
+}
+
+TEST_F(ManagerFaultTest, AReadThatFailsIsNeverCalledDamage) {
+  const auto large = directory / "a.pt";
+  perdure::save(large, large_state());
+  for (const bool cached : {true, false}) {
+    system.all_cached = cached;
+    for_every_fault(
+        system,
+        [&] {
+          const auto open = [&] {
+            return io::open_source(system, AT_FDCWD, large.c_str(), 0, large.string());
+          };
+          EXPECT_EQ(verify(open()).state, VerifyReport::State::good);
+          const CheckpointFile file = CheckpointFile::open(open());
+          file.read_all(file.value());
+          const auto& weight = file.value()["weight"].as_tensor();
+          EXPECT_EQ(reinterpret_cast<const std::int64_t*>(weight.storage->data)[12345], 7);
+        },
+        [](Call, int, bool) {});
   }
 }
 

@@ -1,9 +1,13 @@
 // Linux, with faults: the n-th call of a kind fails, reads and writes come out short, calls are
-// interrupted. Counts the descriptors that are open, so that a leak is seen.
+// interrupted, and so are transfers in the background. Counts the descriptors that are open, so
+// that a leak is seen.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <set>
@@ -31,17 +35,63 @@ enum class Call {
   mkdirat,
   readlinkat,
   list,
+  open_ring,   // these two only where transfers go through io_uring (FaultySystem::background)
+  completion,  // of a transfer
 };
 inline constexpr Call kAllCalls[] = {
     Call::openat,    Call::close,      Call::duplicate, Call::pread,      Call::pwrite,
     Call::fallocate, Call::ftruncate,  Call::fsync,     Call::set_direct, Call::fstat,
     Call::fchmod,    Call::lock,       Call::fstatat,   Call::renameat2,  Call::unlinkat,
-    Call::mkdirat,   Call::readlinkat, Call::list};
+    Call::mkdirat,   Call::readlinkat, Call::list,      Call::open_ring,  Call::completion};
+
+// Instead of an errno: the transfer moves about half of its bytes, and says so.
+inline constexpr int kShort = 100'000;
+
+inline std::size_t half_of(std::size_t size) {
+  constexpr std::size_t kSector = 512;  // a short transfer past the page cache ends at one
+  return size >= 2 * kSector ? size / 2 / kSector * kSector : (size + 1) / 2;
+}
+
+// A real one, with faults at the door: `fault` says what becomes of the next transfer.
+class FaultyRing final : public io::Ring {
+ public:
+  FaultyRing(std::unique_ptr<io::Ring> real, std::function<int()> fault)
+      : real_(std::move(real)), fault_(std::move(fault)) {}
+
+  void read(int fd, MutableBytes into, std::uint64_t offset, std::uint64_t tag) override {
+    if (passes(into, tag)) real_->read(fd, into, offset, tag);
+  }
+  void write(int fd, ConstBytes bytes, std::uint64_t offset, std::uint64_t tag) override {
+    if (passes(bytes, tag)) real_->write(fd, bytes, offset, tag);
+  }
+  Completion wait() override {
+    if (failed_.empty()) return real_->wait();
+    const Completion completion = failed_.front();
+    failed_.pop_front();
+    return completion;
+  }
+
+ private:
+  // What fails moves nothing.
+  template <class Bytes>
+  bool passes(Bytes& bytes, std::uint64_t tag) {
+    const int error = -fault_();
+    if (error == kShort) bytes = bytes.first(half_of(bytes.size()));
+    if (error == 0 || error == kShort) return true;
+    failed_.push_back({tag, -error});
+    return false;
+  }
+
+  std::unique_ptr<io::Ring> real_;
+  std::function<int()> fault_;
+  std::deque<Completion> failed_;
+};
 
 class FaultySystem final : public io::System {
  public:
   // The n-th call of that kind from now on, counted from 1, fails with `error`. Once.
   void fail(Call call, int n, int error) {
+    background = call == Call::open_ring || call == Call::completion;
     call_ = call;
     countdown_ = n;
     error_ = error;
@@ -53,6 +103,7 @@ class FaultySystem final : public io::System {
 
   std::size_t transfer_limit = SIZE_MAX;  // the most that one pread or pwrite moves
   bool interrupting = false;              // every other call that may be interrupted is
+  bool background = false;  // whether transfers go through io_uring, or are preads and pwrites
   std::uint64_t size_limit = UINT64_MAX;
   int no_replace_error = 0;        // what renameat2 says to a flag, as NFS does
   int lock_error = 0;              // what every lock says
@@ -76,11 +127,15 @@ class FaultySystem final : public io::System {
     return opened(real().duplicate(fd));
   }
   std::int64_t pread(int fd, MutableBytes into, std::uint64_t offset) override {
-    if (const int e = fault(Call::pread)) return e;
+    const int e = fault(Call::pread);
+    if (e == -kShort) into = into.first(half_of(into.size()));
+    if (e != 0 && e != -kShort) return e;
     return real().pread(fd, into.first(std::min(into.size(), transfer_limit)), offset);
   }
   std::int64_t pwrite(int fd, ConstBytes bytes, std::uint64_t offset) override {
-    if (const int e = fault(Call::pwrite)) return e;
+    const int e = fault(Call::pwrite);
+    if (e == -kShort) bytes = bytes.first(half_of(bytes.size()));
+    if (e != 0 && e != -kShort) return e;
     return real().pwrite(fd, bytes.first(std::min(bytes.size(), transfer_limit)), offset);
   }
   int fallocate(int fd, std::uint64_t size) override {
@@ -98,6 +153,13 @@ class FaultySystem final : public io::System {
   int set_direct(int fd, bool direct) override {
     if (const int e = fault(Call::set_direct, false)) return e;
     return real().set_direct(fd, direct);
+  }
+  std::unique_ptr<io::Ring> open_ring(unsigned depth) override {
+    const bool wanted = background && fault(Call::open_ring, false) == 0;
+    auto ring = wanted ? io::open_uring(real(), depth) : nullptr;
+    if (!ring) return io::System::open_ring(depth);
+    return std::make_unique<FaultyRing>(std::move(ring),
+                                        [this] { return fault(Call::completion); });
   }
   std::uint64_t cached(int fd, std::uint64_t offset, std::uint64_t size) override {
     if (all_cached) return *all_cached ? size : 0;

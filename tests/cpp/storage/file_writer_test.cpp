@@ -85,6 +85,45 @@ TEST_F(FileWriterTest, ODirectThatIsRefusedLater) {
   }
 }
 
+// What the kernel says of a transfer in the background, at every one of them, once.
+TEST_F(FileWriterTest, EveryCompletionFailingOnce) {
+  const ConstBytes content = bytes(0, 5'000'001);
+  for (const int error : {EIO, ENOSPC, ECANCELED, EAGAIN, EINTR, EINVAL, EOPNOTSUPP, kShort}) {
+    bool fired = true;
+    for (int n = 1; fired; ++n) {
+      SCOPED_TRACE(testing::Message() << "completion " << n << ", errno " << error);
+      FaultySystem system;
+      system.fail(Call::completion, n, error);
+      const bool fatal = error == EIO || error == ENOSPC || error == ECANCELED;
+      try {
+        write_and_compare(system, content, std::size_t{1} << 20);
+        EXPECT_FALSE(fatal && system.fired());
+      } catch (const Error& failure) {
+        EXPECT_TRUE(fatal) << failure.what();
+        EXPECT_EQ(failure.errno_value(), error);
+        EXPECT_NE(std::string(failure.what()).find((directory / "a").string()), std::string::npos);
+      }
+      fired = system.fired();
+      EXPECT_EQ(system.open_descriptors(), 0U);
+      if (HasFailure()) return;
+    }
+  }
+}
+
+TEST_F(FileWriterTest, ARingThatCannotBeOpened) {
+  FaultySystem system;
+  system.fail(Call::open_ring, 1, ENOMEM);
+  write_and_compare(system, bytes(0, 3'000'001), std::size_t{1} << 20);
+  EXPECT_TRUE(system.fired());
+  EXPECT_GT(system.count(Call::pwrite), 0);
+}
+
+TEST_F(FileWriterTest, ShortTransfersAndInterruptionsInTheBackground) {
+  FaultySystem system;
+  system.interrupting = system.background = true;
+  write_and_compare(system, bytes(0, 3'000'001), std::size_t{4} << 20);
+}
+
 TEST_F(FileWriterTest, MoreThanWasSaidIsRefused) {
   const auto path = directory / "a";
   io::System& system = io::real_system();
