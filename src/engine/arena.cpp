@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <system_error>
 
 #include "io/pages.hpp"
 #include "io/priority.hpp"
@@ -40,11 +41,15 @@ void Arena::reserve(std::uint64_t size) {
 // In steps, so that whoever wants it gone waits for one of them only.
 void Arena::populate_in_background() {
   if (blocks_ == 0 || populating_.joinable()) return;
-  populating_ =
-      std::jthread([this, count = std::min(wanted_, blocks_)](const std::stop_token& stop) {
-        io::lower_priority();
-        for (std::uint64_t i = 0; i < count && !stop.stop_requested(); ++i) io::populate(block(i));
-      });
+  const auto populate = [this, count = std::min(wanted_, blocks_)](const std::stop_token& stop) {
+    io::lower_priority();
+    for (std::uint64_t i = 0; i < count && !stop.stop_requested(); ++i) io::populate(block(i));
+  };
+  try {
+    populating_ = std::jthread(populate);
+  } catch (const std::system_error&) {
+    // No thread to be had: the first save will touch it.
+  }
 }
 
 void Arena::wait_until_populated() {

@@ -4,6 +4,7 @@
 #include <fmt/ranges.h>
 
 #include <cstdint>
+#include <system_error>
 #include <thread>
 
 #include "format/crc32.hpp"
@@ -43,9 +44,13 @@ double SaveJob::seconds() const { return Seconds(Clock::now() - begin_).count();
 void SaveJob::capture(unsigned threads) {
   {
     std::vector<std::jthread> helpers;
-    if (file_size() >= kWorthAThread)
-      for (unsigned i = 1; i < threads; ++i)
-        helpers.emplace_back([this] { file_.copy(Pass::at_save); });
+    try {
+      if (file_size() >= kWorthAThread)
+        for (unsigned i = 1; i < threads; ++i)
+          helpers.emplace_back([this] { file_.copy(Pass::at_save); });
+    } catch (const std::system_error&) {
+      // No more threads to be had: those that there are do it all.
+    }
     file_.copy(Pass::at_save);
   }
   all_copied_ = file_.wait_copied(Pass::at_save);

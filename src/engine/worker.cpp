@@ -1,5 +1,7 @@
 #include "engine/worker.hpp"
 
+#include <system_error>
+
 #include "io/priority.hpp"
 
 namespace perdure::engine {
@@ -15,7 +17,11 @@ Worker::~Worker() {
 }
 
 void Worker::start(std::function<void()> job) {
-  if (!thread_) thread_.emplace([this] { run(); });
+  try {
+    if (!thread_) thread_.emplace([this] { run(); });
+  } catch (const std::system_error&) {
+    return job();
+  }
   const std::lock_guard guard(mutex_);
   job_ = std::move(job);
   busy_ = true;

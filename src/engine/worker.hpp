@@ -17,7 +17,7 @@ class Worker {
   Worker& operator=(const Worker&) = delete;
   ~Worker();  // finishes the job that it has
 
-  // Only while idle. `job` must not throw.
+  // Only while idle. `job` must not throw. Where there is no thread to be had, it is done at once.
   void start(std::function<void()> job);
   bool idle() const;
   void wait_idle() const;
