@@ -45,7 +45,7 @@ struct CheckpointManager::Parts {
   void prune_quietly();
   void fence();
   void watch_writer(const engine::SaveJob& started, const std::filesystem::path& path) noexcept;
-  void watch(const std::shared_ptr<SaveHandle::State>& state,
+  void watch(const std::shared_ptr<SaveHandle::State>& state, std::uint64_t number,
              const std::string& name) noexcept;  // in the watching thread
 
   // manager_when.cpp

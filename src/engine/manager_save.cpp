@@ -153,20 +153,20 @@ void CheckpointManager::Parts::watch_writer(const engine::SaveJob& started,
                                             const std::filesystem::path& path) noexcept {
   if (options.stuck_after.count() == 0) return;
   try {
-    watcher.wait_idle();
-    watcher.start([this, state = started.handle(), name = path.string()] { watch(state, name); });
+    watcher.start([this, state = started.handle(), number = writer.last_started(),
+                   name = path.string()] { watch(state, number, name); });
   } catch (const std::exception&) {
   }
 }
 
 void CheckpointManager::Parts::watch(const std::shared_ptr<SaveHandle::State>& state,
-                                     const std::string& name) noexcept try {
+                                     std::uint64_t number, const std::string& name) noexcept try {
   const auto begin = engine::SaveJob::Clock::now();
   const auto seconds = [&] {
     return std::chrono::duration<double>(engine::SaveJob::Clock::now() - begin).count();
   };
   bool told = false;
-  for (std::uint64_t moves = 0; !writer.wait_idle(options.stuck_after);) {
+  for (std::uint64_t moves = 0; !writer.wait_over(number, options.stuck_after);) {
     const auto seen = std::exchange(moves, state->count_moves());
     if (told || seen != moves) continue;
     told = true;
@@ -191,14 +191,17 @@ void CheckpointManager::Parts::start(const std::shared_ptr<engine::SaveJob>& nex
     failed.reserve(failed.size() + 1);
     in_flight = next->handle();
   }
-  writer.start([this, next, name, saved]() mutable {
+  const std::function<void()> work = [this, next, name, saved]() mutable {
     try {
       if (persist(next, name, saved)) prune_quietly();
     } catch (...) {
       // No memory even to tell of it; the handle has what became of the save.
     }
-  });
-  watch_writer(*next, saved.path);
+  };
+  if (writer.start(work))
+    watch_writer(*next, saved.path);
+  else
+    work();  // there is no thread to be had
 }
 
 // Who waits for the handle waits for what is durable, not for the removal of older ones, which

@@ -48,8 +48,9 @@ void SaveJob::capture(unsigned threads) {
       if (file_size() >= kWorthAThread)
         for (unsigned i = 1; i < threads; ++i)
           helpers.emplace_back([this] { file_.copy(Pass::at_save); });
-    } catch (const std::system_error&) {
-      // No more threads to be had: those that there are do it all.
+    } catch (const std::exception&) {
+      // No more threads to be had: those that there are do it all. An error here would let the
+      // training go on while the rest is still being copied.
     }
     file_.copy(Pass::at_save);
   }

@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <condition_variable>
+#include <cstdint>
 #include <functional>
 #include <mutex>
 #include <optional>
@@ -17,11 +18,15 @@ class Worker {
   Worker& operator=(const Worker&) = delete;
   ~Worker();  // finishes the job that it has
 
-  // Only while idle. `job` must not throw. Where there is no thread to be had, it is done at once.
-  void start(std::function<void()> job);
+  // `job` must not throw. While there is another one, it is the next; one that was to be the next
+  // is forgotten. False: there is no thread to be had, and nothing is done.
+  bool start(std::function<void()> job);
   bool idle() const;
   void wait_idle() const;
   bool wait_idle(std::chrono::duration<double> timeout) const;  // false: it has still a job
+  // Jobs are numbered as they are started. False: that one is not over yet.
+  std::uint64_t last_started() const;
+  bool wait_over(std::uint64_t number, std::chrono::duration<double> timeout) const;
 
  private:
   void run();
@@ -29,7 +34,8 @@ class Worker {
   mutable std::mutex mutex_;
   mutable std::condition_variable changed_;
   std::function<void()> job_;
-  bool busy_ = false;
+  std::uint64_t started_ = 0;
+  std::uint64_t over_ = 0;
   bool stopping_ = false;
   std::optional<std::thread> thread_;
 };

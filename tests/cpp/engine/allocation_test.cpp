@@ -157,6 +157,7 @@ class AllocationTest : public RunFixture {
                                        }});
       const std::int64_t found = restore(manager), next = std::max<std::int64_t>(found, 0) + 1;
       EXPECT_GE(found, acknowledged);
+      for (const std::int64_t step : manager.all_steps()) manager.unpin(step);  // one may be left
       manager.save(state_of_step(next), info_of_step(next)).wait();
       acknowledged = next;
       manager.close();
