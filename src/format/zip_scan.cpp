@@ -6,32 +6,44 @@
 #include <cstdint>
 
 #include "format/archive_layout.hpp"
-#include "format/utf8.hpp"
 #include "format/zip_fields.hpp"
 
 namespace perdure::format {
 namespace {
 
 constexpr std::uint64_t kStride = std::uint64_t{4} << 20;
-constexpr std::uint64_t kLongest = kCentralSize + 3 * 0xFFFF;  // with name, extra and comment
 // More than any model has tensors, and a bound on what a hostile file can make us allocate.
 constexpr std::size_t kMaxClaims = std::size_t{1} << 23;
+
+// Names and extra fields of torch's have less than 400 bytes. Structures may overlap where a file
+// means harm, and what each of them costs must stay near its size.
+constexpr std::size_t kMaxField = 1024;
+constexpr std::uint64_t kLongest = kCentralSize + 3 * kMaxField;
+constexpr std::size_t kMaxName = 64;  // that is kept; of what anyone asks for, none is longer
 
 // Without the top folder; "" for what is no record of torch's.
 std::string inner_name(std::string_view name) {
   const std::size_t slash = name.find('/');
-  if (slash == 0 || slash == name.npos || !is_utf8(name)) return {};
-  return std::string(name.substr(slash + 1));
+  if (slash == 0 || slash == name.npos) return {};
+  return std::string(name.substr(slash + 1, kMaxName));
 }
 
-// Error(corrupt) unless the fields fill the extra field: where they do not, its length is damaged,
-// and with it the place of the data.
-void check_fields(std::string_view extra) {
-  ByteReader in(extra, "zip extra field");
-  while (!in.done()) {
-    in.take<std::uint16_t>();  // kind
-    in.take_bytes(in.take<std::uint16_t>());
+// Whether the fields fill the extra field. Where they do not, its length is damaged, and with it
+// the place of the data.
+bool is_filled(std::string_view extra) {
+  while (extra.size() >= 4) {
+    const std::size_t size = get<std::uint16_t>(&extra[2]);
+    if (size > extra.size() - 4) return false;
+    extra.remove_prefix(4 + size);
   }
+  return extra.empty();
+}
+
+// What take_central_entry would refuse most often, without an exception.
+bool may_be_entry(std::string_view bytes) {
+  const auto field = [&](std::size_t at) { return get<std::uint16_t>(&bytes[at]); };
+  return bytes.size() >= kCentralSize && (field(8) & ~kKnownFlags) == 0 && field(10) == 0 &&
+         field(28) <= kMaxField && field(30) <= kMaxField && field(32) <= kMaxField;
 }
 
 // Where the data of a record begins that is aligned as torch does it.
@@ -71,7 +83,8 @@ void ZipScan::take(std::string_view bytes, std::uint64_t offset) {
     case kDescriptorSignature:
       return take_descriptor(in, offset);
     case kCentralSignature:
-      return take_entry(in, offset);
+      if (may_be_entry(bytes)) take_entry(in, offset);
+      return;
     default:
       return;
   }
@@ -79,11 +92,13 @@ void ZipScan::take(std::string_view bytes, std::uint64_t offset) {
 
 void ZipScan::take_header(ByteReader& in, std::uint64_t offset) {
   const LocalHeader header = take_local_header(in, offset);
+  if ((header.flags & ~kKnownFlags) != 0 || header.method != 0 || header.name_size > kMaxField ||
+      header.extra_size > kMaxField)
+    return;
   RecordClaim claim{.name = inner_name(in.take_bytes(header.name_size)),
                     .data_offset = header.data_offset(offset),
                     .size = std::nullopt};
-  if ((header.flags & ~kKnownFlags) != 0 || header.method != 0) return;
-  check_fields(in.take_bytes(header.extra_size));
+  if (!is_filled(in.take_bytes(header.extra_size))) return;
   if (!add({std::move(claim), offset, std::nullopt})) return;
   if (header.is_deferred())
     waiting_.try_emplace(found_.back().claim.data_offset, found_.size() - 1);
@@ -118,7 +133,6 @@ void ZipScan::settle(RecordClaim& claim, std::uint64_t size, std::uint32_t crc) 
 // Where the data lies, the local header says; where that is damaged, it follows from the alignment.
 void ZipScan::take_entry(ByteReader& in, std::uint64_t offset) {
   const CentralEntry entry = take_central_entry(in, offset);
-  if (entry.method != 0) return;
   Found found{{.name = inner_name(entry.name),
                .data_offset = aligned_offset(entry),
                .size = entry.size,

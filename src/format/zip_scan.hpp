@@ -18,7 +18,7 @@ namespace perdure::format {
 // What one local header, with the data descriptor behind the bytes, or one entry of the directory
 // says of a record. It may be wrong: that the bytes have the checksum is for the caller to compare.
 struct RecordClaim {
-  std::string name;                   // without the top folder
+  std::string name;                   // without the top folder; at most 64 bytes of it
   std::uint64_t data_offset = 0;      // at most the size of the file
   std::optional<std::uint64_t> size;  // nothing: a header without a descriptor that fits it
   std::uint32_t crc32 = 0;            // where there is a size
