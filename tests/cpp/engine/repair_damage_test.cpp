@@ -1,5 +1,7 @@
 // Files that were cut, and files in which one thing is wrong, at every place: what repair keeps is
 // bit-equal, what it does not keep is in its list, and what was not touched is kept.
+#include <gtest/gtest-spi.h>
+
 #include <cstdlib>
 #include <numeric>
 
@@ -198,6 +200,20 @@ INSTANTIATE_TEST_SUITE_P(Files, RepairDamage,
                                              "torch_order", as_torch_writes(perdure_file()), {}},
                                          NamedFile{"torch", kTorchFile, {}}),
                          [](const auto& instance) { return std::string(instance.param.name); });
+
+TEST(SalvageCheck, SeesAWrongBitASilentLossAndAFalseOne) {
+  const Value whole = load_bytes(perdure_file());
+  engine::Salvage found = salvaged(perdure_file());
+  const Tensor& tensor = found.state["dtypes"]["int16"].as_tensor();
+  *tensor.storage->data ^= std::byte{1};
+  EXPECT_NONFATAL_FAILURE(SalvageCheck(whole, found), "state['dtypes']['int16'] has other bytes");
+  *tensor.storage->data ^= std::byte{1};
+  found.report.lost.push_back({"state['dtypes']['int16']", "int16", {3, 2}, ""});
+  EXPECT_NONFATAL_FAILURE(SalvageCheck(whole, found), "is kept and in the list");
+  found.report.lost.clear();
+  found.state.as_dict().set("epoch", Value());
+  EXPECT_NONFATAL_FAILURE(SalvageCheck(whole, found), "state['epoch'] is missing and in no list");
+}
 
 // ---- pages
 
