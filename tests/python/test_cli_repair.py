@@ -6,7 +6,9 @@ The random part: PERDURE_REPAIRS says how many damaged files there are, PERDURE_
 import collections
 import json
 import os
+import pathlib
 import random
+import re
 import subprocess
 import zipfile
 
@@ -407,6 +409,20 @@ def test_names_cannot_draw_on_the_terminal(path, out):
     flip(path, "data/0")
     done = run("repair", path, out)
     assert done.returncode == LOST and "\x1b" not in done.stdout
+
+
+def test_the_page_says_what_happens(tmp_path, monkeypatch, capsys):
+    page = (pathlib.Path(__file__).resolve().parents[2] / "docs" / "repair.md").read_text()
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "cut.pt"
+    model = {"fc1": torch.tensor([1.0, 2, 3]), "fc2": torch.tensor([4.0, 1])}
+    perdure.save({"model": model, "history": [torch.tensor([5.0]), 6], "epoch": 3}, path)
+    flip(path, "data/1")
+    shown = run("repair", "cut.pt", "whole.pt").stdout
+    assert f"```\n$ perdure repair cut.pt whole.pt\n{shown}```" in page
+    (tmp_path / "whole.pt").unlink()
+    exec(re.search("```python\n(.*?)```", page, re.DOTALL)[1], {"perdure": perdure})
+    assert capsys.readouterr().out.startswith("state['model']['fc2'] float32 (2,) 8 bytes at offset")
 
 
 def test_help_tells_the_exit_codes():
