@@ -38,15 +38,9 @@ std::string metrics_text(const Metrics& metrics) {
   return out;
 }
 
-// The list says why a file cannot be read; whether that is damage is in the code of the error.
 Exit exit_of(const ListedCheckpoint& entry) {
   if (entry.problem.empty()) return Exit::good;
-  try {
-    CheckpointFile::open(entry.checkpoint.path, true);
-    return Exit::good;  // pruned and written anew meanwhile
-  } catch (const Error& error) {
-    return exit_for(error);
-  }
+  return entry.damaged ? Exit::damaged : Exit::could_not_run;
 }
 
 std::string pin_text(const ListedCheckpoint& entry) {
@@ -116,8 +110,8 @@ std::vector<Restart> find_restarts(const fs::path& directory) {
         // Somebody else's line.
       }
     }
-  } catch (const Error&) {
-    // No permission, or no file.
+  } catch (const Error& error) {
+    complain(fmt::format("the restarts of the run are not known: {}", error.what()));
   }
   return restarts;
 }

@@ -112,7 +112,8 @@ struct Checkpoint {
 };
 
 // What retention wants of one checkpoint: `reasons` to keep it ("last 3", "best 2 by val_loss
-// (min)", "every 1000 steps", "pinned: for the paper"); none: it goes.
+// (min)", "every 1000 steps", "pinned: for the paper"); none: it goes. One that cannot be read
+// counts for no rule, and stays: "cannot be read: ...".
 struct PlannedCheckpoint {
   Checkpoint checkpoint;
   std::vector<std::string> reasons;
@@ -259,6 +260,7 @@ struct ListedCheckpoint {
   Checkpoint checkpoint;
   std::string problem;             // why it cannot be read, or ""
   std::optional<std::string> pin;  // the reason, where it is pinned
+  bool damaged = false;            // that is why: reading it again will not help
 };
 std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& directory);
 

@@ -230,7 +230,7 @@ std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& dire
   const engine::RunDirectory run(storage);
   const auto pins = run.pins();
   for (const engine::FoundCheckpoint& found : run.find()) {
-    ListedCheckpoint item{{storage->describe(found.name), found.size, {}}, "", std::nullopt};
+    ListedCheckpoint item{{storage->describe(found.name), found.size, {}}, "", false, {}};
     if (const auto pin = pins.find(found.number.generation); pin != pins.end())
       item.pin = pin->second;
     item.checkpoint.info.step = found.number.step;
@@ -248,3 +248,4 @@ std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& dire
 }
 
 }  // namespace perdure
+      item.damaged = error.code() == ErrorCode::corrupt;

@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <functional>
 #include <set>
+#include <utility>
 
 #include "engine/manager_parts.hpp"
 #include "storage/local_storage.hpp"
@@ -12,9 +14,17 @@
 namespace perdure {
 namespace {
 
-void add_pins(engine::Needed& needed, const engine::RunDirectory& run) {
+std::vector<PlannedCheckpoint> plan_of(engine::RunDirectory& run, const ManagerOptions& options,
+                                       engine::Needed needed) {
   for (const auto& [generation, reason] : run.pins())
     needed.emplace(generation, reason.empty() ? "pinned" : "pinned: " + reason);
+  std::vector<engine::RunDirectory::Unreadable> unreadable;
+  auto plan = engine::plan_retention(run.readable(unreadable), options, needed);
+  for (auto& [checkpoint, why] : unreadable)
+    plan.push_back({std::move(checkpoint), {"cannot be read: " + why}});
+  std::ranges::stable_sort(plan, std::greater(),
+                           [](const auto& item) { return item.checkpoint.generation(); });
+  return plan;
 }
 
 }  // namespace
@@ -63,8 +73,7 @@ std::vector<PlannedCheckpoint> CheckpointManager::prune() {
 std::vector<PlannedCheckpoint> CheckpointManager::Parts::plan() {
   engine::Needed needed;
   if (restored_from != 0) needed.emplace(restored_from, "restored from");
-  add_pins(needed, run);
-  return engine::plan_retention(run.readable(), options, needed);
+  return plan_of(run, options, std::move(needed));
 }
 
 std::vector<PlannedCheckpoint> CheckpointManager::Parts::prune() {
@@ -84,9 +93,7 @@ std::vector<PlannedCheckpoint> CheckpointManager::Parts::prune() {
 std::vector<PlannedCheckpoint> retention_plan(const std::filesystem::path& directory,
                                               const ManagerOptions& options) {
   engine::RunDirectory run(storage::LocalStorage::open_folder(io::real_system(), directory));
-  engine::Needed needed;
-  add_pins(needed, run);
-  return engine::plan_retention(run.readable(), options, needed);
+  return plan_of(run, options, {});
 }
 
 }  // namespace perdure

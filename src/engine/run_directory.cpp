@@ -31,7 +31,8 @@ Checkpoint describe(const storage::Storage& storage, const FoundCheckpoint& foun
 
 void RunDirectory::scan() {
   for (const auto& entry : storage_->list()) use_generation(generation_in(entry.name));
-  readable();
+  std::vector<Unreadable> told_to_who_restores;
+  readable(told_to_who_restores);
 }
 
 std::vector<FoundCheckpoint> RunDirectory::find_all() const {
@@ -121,14 +122,22 @@ std::vector<Checkpoint> RunDirectory::checkpoints() {
   return checkpoints;
 }
 
-std::vector<Checkpoint> RunDirectory::readable() {
+std::vector<Checkpoint> RunDirectory::readable(std::vector<Unreadable>& others) {
   std::vector<Checkpoint> checkpoints;
-  for (const FoundCheckpoint& found : find()) {
+  for (const FoundCheckpoint& found : find_all()) {
+    Unreadable item{{storage_->describe(found.name), found.size, {}}, "it is damaged"};
+    item.checkpoint.info.step = found.number.step;
+    item.checkpoint.info.generation = found.number.generation;
     try {
-      checkpoints.push_back(read(found));
-    } catch (const Error&) {
-      // Not counted and not touched: who restores from it will be told.
+      if (!damaged_.contains(found.name)) {
+        checkpoints.push_back(read(found));
+        continue;
+      }
+    } catch (const Error& error) {
+      if (error.code() == ErrorCode::not_found) continue;
+      item.why = error.what();
     }
+    others.push_back(std::move(item));
   }
   return checkpoints;
 }

@@ -49,8 +49,12 @@ class RunDirectory {
   // find(), with their records. What turns out damaged, or is gone meanwhile, is left out; other
   // errors are thrown.
   std::vector<Checkpoint> checkpoints();
-  // The same, without all that cannot be read: what retention may count and touch.
-  std::vector<Checkpoint> readable();
+  // What retention may count and touch, and beside it what cannot be read, now or ever, and why.
+  struct Unreadable {
+    Checkpoint checkpoint;  // as far as its name tells
+    std::string why;
+  };
+  std::vector<Checkpoint> readable(std::vector<Unreadable>& others);
   std::optional<Checkpoint> newest();
 
   // Renames a damaged one to a name that no retention counts. Returns the new name in full.
