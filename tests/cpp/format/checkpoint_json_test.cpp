@@ -3,6 +3,7 @@
 
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -100,8 +101,43 @@ TEST(CheckpointJson, WhatIsNoSuchRecordIsDamaged) {
   EXPECT_ERROR(corrupt, "metrics is no object", read_checkpoint_json(with("metrics", {1, 2})));
   EXPECT_ERROR(corrupt, "json", read_checkpoint_json(with("optimizers", {{"optimizer", "AdamW"}})));
   EXPECT_ERROR(corrupt, "json", read_checkpoint_json(with("libraries", {{"torch", 2}})));
+  const std::string nul = write_checkpoint_json(full()) + '\0';
+  EXPECT_ERROR(corrupt, "NUL", read_checkpoint_json(nul));
+  EXPECT_ERROR(corrupt, "NUL", read_checkpoint_json(nul + "{}"));
   const std::string deep = std::string(100'000, '[');
   EXPECT_ERROR(corrupt, "json", read_checkpoint_json(deep));
+}
+
+TEST(CheckpointJson, AMemberThatStandsTwiceIsDamage) {
+  const std::string text = write_checkpoint_json(full());
+  const auto with_first = [&](const std::string& member) {
+    return std::string(text).insert(text.find('{') + 1, member + ",");
+  };
+  EXPECT_ERROR(corrupt, "'step' stands there twice",
+               read_checkpoint_json(with_first("\"step\": 7")));
+  EXPECT_ERROR(corrupt, "'a' stands there twice",
+               read_checkpoint_json(with_first(R"("new": {"a": 1, "b": {"a": 2}, "a": 3})")));
+  // The same name in several objects is several members.
+  EXPECT_EQ(read_checkpoint_json(with_first(R"("new": [{"a": 1}, {"a": {"a": 2}}])")).parent, 41U);
+}
+
+TEST(CheckpointJson, ErrorsAreNoLongerThanPeopleRead) {
+  for (const std::string& text :
+       {"{\"" + std::string(1'000'000, '\xff'), "{" + std::string(1'000'000, 'x'),
+        with("metrics", {{"loss", std::string(1'000'000, '\x1b')}})})
+    EXPECT_LT(std::string(error_of([&] { read_checkpoint_json(text); }).what()).size(), 1000U);
+}
+
+TEST(CheckpointJson, ManyMembersTakeNoTimeToSpeakOf) {
+  CheckpointInfo info = full();
+  for (int i = 0; i < 200'000; ++i) info.metrics["metric " + std::to_string(i)] = i;
+  nlohmann::json json;
+  json["new"] = info.metrics;
+  const std::string inner = json.dump();
+  const std::string text = write_checkpoint_json(full());
+  const auto begin = std::chrono::steady_clock::now();
+  read_checkpoint_json(inner.substr(0, inner.size() - 1) + "," + text.substr(text.find('{') + 1));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(20));  // hours, squared
 }
 
 }  // namespace
