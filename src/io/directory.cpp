@@ -93,6 +93,15 @@ std::optional<struct stat> Directory::status(const std::string& name) const {
   return status;
 }
 
+bool Directory::is_only_name_of(const std::string& name, int fd) const {
+  struct stat opened = {};
+  if (const int result = system_->fstat(fd, opened); result < 0)
+    throw_error(-result, "examine", path_of(name));
+  const auto named = status(name);
+  return named && named->st_dev == opened.st_dev && named->st_ino == opened.st_ino &&
+         S_ISREG(named->st_mode) && named->st_nlink <= 1;
+}
+
 std::vector<std::string> Directory::names() const {
   std::vector<std::string> names;
   if (const int result = system_->list(fd(), names); result < 0)

@@ -30,6 +30,11 @@ class Directory {
       const std::string& name) const;      // links not followed; nullopt: absent
   std::vector<std::string> names() const;  // "." and ".." left out, no order
 
+  // Whether `fd` is a regular file whose only name is `name`, here: what is written to it is
+  // written nowhere else. Both are asked at once, for a hard link may come and go. Some systems
+  // count no names.
+  bool is_only_name_of(const std::string& name, int fd) const;
+
   // openat with O_NOFOLLOW. -errno where it fails.
   int try_open(const std::string& name, int flags, mode_t mode = 0) const;
   Directory subdirectory(const std::string& name) const;  // made where it is not there; not synced

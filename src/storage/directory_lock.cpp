@@ -57,9 +57,16 @@ bool has_no_locks(int result) {
 }
 
 // For people who look into the directory. Nothing reads it, so nothing depends on its success.
-void write_pid(io::System& system, int fd, pid_t pid) {
-  const std::string text = fmt::format("{}\n", pid);
-  if (system.ftruncate(fd, 0) == 0) system.pwrite(fd, std::as_bytes(std::span(text)), 0);
+// Under a second name, a hard link, it may be something that others need.
+void write_pid(const io::Directory& directory, int fd, pid_t pid) noexcept {
+  try {
+    if (!directory.is_only_name_of(kLockName, fd)) return;
+    const std::string text = fmt::format("{}\n", pid);
+    io::System& system = directory.system();
+    if (system.ftruncate(fd, 0) == 0) system.pwrite(fd, std::as_bytes(std::span(text)), 0);
+  } catch (const std::exception&) {
+    // Then it is not written.
+  }
 }
 
 }  // namespace
@@ -86,7 +93,7 @@ void DirectoryLock::take(pid_t self) {
   if (result == -EAGAIN || result == -EACCES) throw_locked(*directory_, holder_of(*directory_, fd));
   if (result < 0 && !has_no_locks(result))
     io::throw_error(-result, "lock", directory_->path_of(kLockName));
-  write_pid(system, fd, self);
+  write_pid(*directory_, fd, self);
   file_ = std::move(file);
 }
 

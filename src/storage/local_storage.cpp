@@ -176,6 +176,11 @@ void LocalStorage::append_line(std::string_view name, std::string_view line) {
   if (fd < 0) io::throw_error(-fd, "append to", describe(name));
   io::UniqueFd owned(system, fd);  // before anything that may throw
   io::File file(system, std::move(owned), describe(name));
+  if (!directory_->is_only_name_of(checked(name), fd))
+    throw Error(ErrorCode::invalid,
+                fmt::format("'{}' is no regular file, or is one that has another name elsewhere, "
+                            "too: move it away",
+                            describe(name)));
   auto end = static_cast<std::uint64_t>(file.status().st_size);
   std::byte last{'\n'};
   if (end > 0) file.read(end - 1, {&last, 1});

@@ -57,6 +57,17 @@ TEST_F(LockTest, ExcludesAnotherProcessAndNamesTheHolder) {
   EXPECT_EQ(in_child([&] { return try_lock(); }), 0);
 }
 
+// A hard link: a backup of the directory has one, or somebody wants to have something overwritten.
+TEST_F(LockTest, ALockThatHasAnotherNameIsTakenAndNotWritten) {
+  std::filesystem::create_directories(path);
+  TemporaryDirectory::write(directory / "precious", "precious");
+  std::filesystem::create_hard_link(directory / "precious", path / ".lock");
+  const auto storage = run_at(path);
+  storage->lock();
+  EXPECT_EQ(in_child([&] { return try_lock(); }), 1);
+  EXPECT_EQ(TemporaryDirectory::content(directory / "precious"), "precious");
+}
+
 TEST_F(LockTest, AFailedAttemptDoesNotDropTheLock) {
   const auto storage = run_at(path);
   storage->lock();
