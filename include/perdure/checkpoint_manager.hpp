@@ -269,8 +269,9 @@ std::vector<PlannedCheckpoint> retention_plan(const std::filesystem::path& direc
                                               const ManagerOptions& options);
 
 // What history.jsonl in a run directory tells: one dict for each save, restore, skip, failure and
-// prune, oldest first, as docs/format.md says. Lines that are no JSON objects are passed over.
-// Empty where there is none. For people and their plots: nothing in perdure relies on it.
+// prune, oldest first, as docs/format.md says. Lines that are no JSON objects, or of more than
+// 1 MiB, are passed over; of more than 256 MiB, the last 256 are read. Empty where there is none.
+// For people and their plots: nothing in perdure relies on it.
 std::vector<Value> read_history(const std::filesystem::path& directory);
 
 }  // namespace perdure

@@ -12,6 +12,7 @@
 #include <mutex>
 #include <perdure/checkpoint_manager.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "storage/storage.hpp"
@@ -19,6 +20,21 @@
 namespace perdure::engine {
 
 inline constexpr const char* kHistoryName = "history.jsonl";
+
+// Reads events off a history, which comes in pieces of any size. What is no event of ours costs no
+// memory: lines that are torn, no JSON objects, too long, or nested too deeply are left out.
+class HistoryReader {
+ public:
+  void take(std::string_view piece);
+  std::vector<Value> finish();  // all events
+
+ private:
+  void end_line();
+
+  std::string line_;
+  bool too_long_ = false;
+  std::vector<Value> events_;
+};
 
 // Safe to use from any thread. Nothing here throws.
 class History {

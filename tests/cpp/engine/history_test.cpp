@@ -66,6 +66,52 @@ TEST_F(HistoryTest, SurvivesTornAndForeignLines) {
   EXPECT_EQ(events(), "save1 save2");
 }
 
+TEST_F(HistoryTest, WhatIsTooLongOrTooDeepIsPassedOver) {
+  {
+    auto manager = open();
+    save(manager, 1);
+  }
+  std::string keys;
+  for (int i = 0; i < 100'000; ++i) keys += (i == 0 ? "\"" : ",\"") + std::to_string(i) + "\":1";
+  const std::string deep = "{\"event\":" + std::string(20, '[') + std::string(20, ']') + "}\n";
+  const std::string text = TemporaryDirectory::content(history);
+  TemporaryDirectory::write(
+      history, deep + "{\"event\":\"" + std::string(2 << 20, 'x') + "\"}\n{" + keys + "}\n" + text);
+  {
+    auto manager = open();
+    save(manager, 2);
+  }
+  const auto all = read_history(path);
+  ASSERT_EQ(all.size(), 3U);  // many keys are no harm
+  EXPECT_EQ(all[0].as_dict().size(), 100'000U);
+  EXPECT_EQ(all[1]["step"].as_int(), 1);
+  EXPECT_EQ(all[2]["step"].as_int(), 2);
+}
+
+TEST_F(HistoryTest, OfATerabyteTheEndIsRead) {
+  {
+    auto manager = open();
+    save(manager, 1);
+  }
+  fs::resize_file(history, std::uintmax_t{1} << 40);
+  {
+    auto manager = open();
+    save(manager, 2);
+  }
+  EXPECT_EQ(events(), "save2");
+}
+
+TEST_F(HistoryTest, IsNotWrittenThroughAnotherName) {
+  fs::create_directories(path);
+  TemporaryDirectory::write(directory / "precious", "precious");
+  fs::create_hard_link(directory / "precious", history);
+  auto manager = open();
+  save(manager, 1);
+  EXPECT_EQ(TemporaryDirectory::content(directory / "precious"), "precious");
+  ASSERT_EQ(warnings.size(), 1U);
+  EXPECT_NE(warnings[0].find("another name"), std::string::npos) << warnings[0];
+}
+
 TEST_F(HistoryTest, WithoutItEverythingElseGoesOn) {
   fs::create_directories(path);
   fs::create_directory(history);
