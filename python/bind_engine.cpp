@@ -261,8 +261,15 @@ ManagerOptions options_from(const nb::dict& given) {
   take("capture", options.capture);
   take("staging_bytes", options.staging_bytes);
   options.allocate_staging = staging_from(nb::cast<nb::callable>(given["allocate_staging"]));
-  take("warning", options.warning);
-  take("note", options.note);
+  const auto teller = [&](const char* name) -> std::function<void(const std::string&)> {
+    return
+        [tell = nb::cast<std::function<void(nb::object)>>(given[name])](const std::string& text) {
+          const nb::gil_scoped_acquire gil;
+          tell(text_for_people(text));
+        };
+  };
+  options.warning = teller("warning");
+  options.note = teller("note");
   return options;
 }
 

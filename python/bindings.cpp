@@ -23,9 +23,14 @@ void translate(const std::exception_ptr& thrown, void*) {
 
 }  // namespace
 
+nb::object text_for_people(const std::string& text) {
+  return nb::steal(
+      PyUnicode_DecodeUTF8(text.data(), static_cast<Py_ssize_t>(text.size()), "backslashreplace"));
+}
+
 nb::object exception_of(const Error& error) {
-  return errors_module().attr("from_core")(error_code_name(error.code()), error.what(),
-                                           error.errno_value());
+  return errors_module().attr("from_core")(error_code_name(error.code()),
+                                           text_for_people(error.what()), error.errno_value());
 }
 
 nb::object exception_of(const std::exception_ptr& error) {

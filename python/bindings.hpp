@@ -6,6 +6,7 @@
 
 #include <exception>
 #include <perdure/error.hpp>
+#include <string>
 
 namespace perdure::python {
 
@@ -14,6 +15,8 @@ void bind_encode(nanobind::module_& m);  // encode, EntryEncoder
 void bind_files(nanobind::module_& m);   // CheckpointFile, save, verify
 void bind_engine(nanobind::module_& m);  // TrainingState, CheckpointManager, SaveHandle
 
+// A text for people as a str, whatever is in it.
+nanobind::object text_for_people(const std::string& text);
 // The Python exception for an error of the core (perdure.errors.from_core decides which class).
 nanobind::object exception_of(const Error& error);
 // The Python exception for what a background save had to say; None for a null pointer.

@@ -10,6 +10,7 @@
 
 #include "engine/key_match.hpp"
 #include "engine/renamed_keys.hpp"
+#include "format/utf8.hpp"
 
 namespace perdure::engine {
 namespace {
@@ -126,7 +127,7 @@ std::string explain(std::vector<Misfit> misfits, const Circumstances& circumstan
   std::string text = misfits.empty() ? "" : table_of(misfits);
   for (const std::string& line : circumstances.lines) text += "\n  " + line;
   if (circumstances.options) text += advice(misfits, rules, circumstances);
-  return text;
+  return format::printable(text);  // names are the file's, and may be anything
 }
 
 std::optional<std::pair<std::string, std::string>> rule_for_entry(const std::string& entry,

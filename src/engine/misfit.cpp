@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <array>
 
+#include "format/utf8.hpp"
+
 namespace perdure::engine {
 namespace {
 
@@ -28,6 +30,15 @@ const char* word(Mismatch what) {
 
 using Row = std::array<std::string, 4>;
 
+// Names are the file's: any characters, and as many as there is room for.
+std::string shown(const std::string& name) {
+  constexpr std::size_t kMaxName = 200;
+  std::size_t end = std::min(name.size(), kMaxName);
+  while (end < name.size() && end > 0 && (static_cast<unsigned char>(name[end]) & 0xC0) == 0x80)
+    --end;
+  return format::printable(name.substr(0, end)) + (end < name.size() ? "..." : "");
+}
+
 std::string line_of(const Row& row, const std::array<std::size_t, 3>& widths) {
   return fmt::format("\n  {:<{}}  {:<{}}  {:<{}}  {}", row[0], widths[0], row[1], widths[1], row[2],
                      widths[2], row[3]);
@@ -48,7 +59,7 @@ std::string table_of(const std::vector<Misfit>& misfits) {
     std::size_t count = 0;
     for (const Misfit& misfit : misfits)
       if (misfit.what == kind && ++count <= kMaxRows)
-        rows.push_back({misfit.name, word(kind), misfit.in_file, misfit.here});
+        rows.push_back({shown(misfit.name), word(kind), misfit.in_file, misfit.here});
     if (count > kMaxRows)
       rows.push_back({fmt::format("... and {} more", count - kMaxRows), word(kind), "", ""});
   }

@@ -1,5 +1,8 @@
 #include "format/utf8.hpp"
 
+#include <fmt/format.h>
+
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -44,6 +47,36 @@ bool is_utf8(std::string_view text) noexcept {
     at += length;
   }
   return true;
+}
+
+// A surrogate is ED A0..BF and one byte more; ED begins nothing else above ED 9F.
+bool is_strict_utf8(std::string_view text) noexcept {
+  for (std::size_t at = 0; (at = text.find('\xED', at)) != std::string_view::npos; ++at)
+    if (at + 1 < text.size() && static_cast<unsigned char>(text[at + 1]) >= 0xA0) return false;
+  return is_utf8(text);
+}
+
+bool is_invisible(std::uint32_t c) noexcept {
+  return (c >= 0x200B && c <= 0x200F) || (c >= 0x2028 && c <= 0x202E) ||
+         (c >= 0x2060 && c <= 0x206F) || c == 0xFEFF;
+}
+
+std::string printable(std::string_view text) {
+  std::string out;
+  for (std::size_t at = 0; at < text.size();) {
+    const CodePoint point = code_point(text, at);
+    const std::size_t length = std::max<std::size_t>(point.length, 1);
+    const std::uint32_t c = point.value;
+    const bool control = (c < 0x20 && c != '\n') || (c >= 0x7F && c < 0xA0);
+    if (point.length == 0 || control)
+      out += fmt::format("\\x{:02x}", point.length == 0 ? static_cast<unsigned char>(text[at]) : c);
+    else if (point.is_surrogate() || is_invisible(c))
+      out += fmt::format("\\u{:04x}", c);
+    else
+      out += text.substr(at, length);
+    at += length;
+  }
+  return out;
 }
 
 }  // namespace perdure::format

@@ -127,12 +127,6 @@ std::string canonical_key(const Value& key) {
   }
 }
 
-// Format and line controls, which can make a terminal show a text as another one.
-bool is_invisible(std::uint32_t c) {
-  return (c >= 0x200B && c <= 0x200F) || (c >= 0x2028 && c <= 0x202E) ||
-         (c >= 0x2060 && c <= 0x206F) || c == 0xFEFF;
-}
-
 // One character as Python's repr prints it; what is no UTF-8, byte by byte as \xNN.
 std::string escape(std::string_view bytes, format::CodePoint point) {
   const std::uint32_t c = point.value;
@@ -140,7 +134,7 @@ std::string escape(std::string_view bytes, format::CodePoint point) {
   if (c == '\'' || c == '\\') return fmt::format("\\{}", static_cast<char>(c));
   if (c == '\n') return "\\n";
   if (c < 0x20 || (c >= 0x7F && c < 0xA0)) return fmt::format("\\x{:02x}", c);
-  if (point.is_surrogate() || is_invisible(c)) return fmt::format("\\u{:04x}", c);
+  if (point.is_surrogate() || format::is_invisible(c)) return fmt::format("\\u{:04x}", c);
   return std::string(bytes);
 }
 
@@ -509,8 +503,7 @@ Dict& Dict::set(Value key, Value value) {
   }
   entries_.emplace_back(std::move(key), std::move(value));
   if (size() == kSmallDict)
-    for (const Entry& entry : entries_)
-      index_.try_emplace(canonical_key(entry.first), index_.size());
+    for (const Entry& entry : entries_) index_.try_emplace(canonical_key(entry.first), index_.size());
   else if (size() > kSmallDict)
     index_.try_emplace(canonical_key(entries_.back().first), place);
   return *this;

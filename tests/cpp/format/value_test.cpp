@@ -206,6 +206,19 @@ TEST(Utf8, IsStrict) {
     EXPECT_FALSE(format::is_utf8(bad)) << repr(Value(bad));
 }
 
+TEST(Utf8, SurrogatesAreForPythonAlone) {
+  for (const char* good : {"", "abc", "\xed\x9f\xbf", "\xee\x80\x80", "\xf0\x9f\x94\xa5"})
+    EXPECT_TRUE(format::is_strict_utf8(good)) << repr(Value(good));
+  for (const char* bad : {"\xed\xa0\x80", "a\xed\xbf\xbf", "\xed", "\xed\x80", "\xff"})
+    EXPECT_FALSE(format::is_strict_utf8(bad)) << repr(Value(bad));
+}
+
+TEST(Utf8, WhatIsPrintableHoldsNothingThatATerminalWouldObey) {
+  EXPECT_EQ(format::printable("a\nb \xc3\xa9 \\ '"), "a\nb \xc3\xa9 \\ '");
+  EXPECT_EQ(format::printable("\x1b[2J\r\x7f\xc2\x9b"), "\\x1b[2J\\x0d\\x7f\\x9b");
+  EXPECT_EQ(format::printable("\xff\xed\xa0\x80\xe2\x80\xae"), "\\xff\\ud800\\u202e");
+}
+
 TEST(DTypes, NamesGoBothWays) {
   for (std::size_t i = 0; i < kDTypeCount; ++i) {
     const auto dtype = static_cast<DType>(i);
