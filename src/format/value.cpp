@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <cstring>
 #include <limits>
+#include <random>
 
 #include "format/utf8.hpp"
 
@@ -479,6 +480,19 @@ namespace {
 
 constexpr std::size_t kSmallDict = 8;
 
+// The key of the index. std::hash of a string can be made to give one number for any number of
+// texts, and a file of a few MB to take minutes: not where nobody knows what is hashed.
+std::string index_key(const Value& key) {
+  static const std::uint64_t mask = [] {
+    std::random_device random;
+    return std::uint64_t{random()} << 32 | random();
+  }();
+  std::string out = canonical_key(key);
+  for (std::size_t i = 0; i < out.size(); ++i)
+    out[i] = static_cast<char>(out[i] ^ static_cast<char>(mask >> (8 * (i % 8))));
+  return out;
+}
+
 bool is_string(const Value& key, const std::string& text) {
   return key.kind() == Kind::string && key.as_string() == text;
 }
@@ -503,14 +517,14 @@ Dict& Dict::set(Value key, Value value) {
   }
   entries_.emplace_back(std::move(key), std::move(value));
   if (size() == kSmallDict)
-    for (const Entry& entry : entries_) index_.try_emplace(canonical_key(entry.first), index_.size());
+    for (const Entry& entry : entries_) index_.try_emplace(index_key(entry.first), index_.size());
   else if (size() > kSmallDict)
-    index_.try_emplace(canonical_key(entries_.back().first), place);
+    index_.try_emplace(index_key(entries_.back().first), place);
   return *this;
 }
 std::size_t Dict::place_of(const Value& key) const {
   if (size() >= kSmallDict) {
-    const auto it = index_.find(canonical_key(key));
+    const auto it = index_.find(index_key(key));
     return it == index_.end() ? size() : it->second;
   }
   if (key.kind() != Kind::string) return first_place(entries_, canonical_key(key));
