@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "format/utf8.hpp"
+
 namespace perdure::engine {
 namespace {
 
@@ -75,6 +77,7 @@ std::map<std::uint64_t, std::string> RunDirectory::pins() const {
       reason.clear();  // that it is there is what counts
     }
     while (reason.ends_with('\n')) reason.pop_back();
+    if (!format::is_strict_utf8(reason)) reason.clear();
     pins[number->generation] = std::move(reason);
   }
   return pins;

@@ -5,6 +5,11 @@
 #include <cstdint>
 
 namespace perdure::format {
+namespace {
+
+constexpr std::uint32_t kFolderAttribute = 0x10;
+
+}  // namespace
 
 void require_zip(bool ok, std::uint64_t offset, const char* what) {
   if (!ok) throw Error(ErrorCode::corrupt, fmt::format("{} (at offset {})", what, offset));
@@ -48,7 +53,10 @@ CentralEntry take_central_entry(ByteReader& in, std::uint64_t directory) {
   const auto extra_size = in.take<std::uint16_t>();
   const auto comment_size = in.take<std::uint16_t>();
   require_zip(in.take<std::uint16_t>() == 0, offset, "a zip of several volumes");
-  in.take_bytes(6);  // attributes
+  in.take<std::uint16_t>();  // internal attributes
+  // What is marked as a folder has no content to torch's reader, whatever lies there.
+  require_zip((in.take<std::uint32_t>() & kFolderAttribute) == 0, offset,
+              "a record that is marked as a folder");
   entry.header_offset = in.take<std::uint32_t>();
   entry.name = in.take_bytes(name_size);
   apply_zip64(in.take_bytes(extra_size), offset, entry, &compressed, entry.size == kMax32,

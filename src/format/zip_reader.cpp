@@ -180,7 +180,7 @@ void ZipReader::check_name(std::string_view name, std::uint64_t offset) const {
   const auto is_odd = [](char c) {
     return static_cast<unsigned char>(c) < 0x20 || c == 0x7F || c == '\\';
   };
-  require(is_utf8(name) && std::ranges::none_of(name, is_odd), offset,
+  require(is_strict_utf8(name) && std::ranges::none_of(name, is_odd), offset,
           "a record name with control characters or a backslash, or that is no UTF-8");
   for (std::size_t at = 0; at <= name.size();) {
     const std::size_t slash = std::min(name.find('/', at), name.size());

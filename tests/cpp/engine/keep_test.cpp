@@ -85,6 +85,7 @@ TEST_F(KeepTest, AReasonThatCannotBeReadIsStillAPin) {
   TemporaryDirectory::write(file(2, 2).string() + ".pin", std::string(5000, '\xff'));
   save(manager, 3);
   EXPECT_EQ(manager.all_steps(), (Steps{2, 3}));
+  EXPECT_EQ(list_checkpoints(path)[1].pin, "");
 }
 
 TEST_F(KeepTest, ThePlanIsWhatPruneDoes) {

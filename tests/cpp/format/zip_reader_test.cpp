@@ -275,6 +275,7 @@ TEST(ZipReader, NamesStayInsideOfOneFolder) {
       {"prefix of the folder", "xy/data"},
       {"escape", "x/\x1b[2J"},
       {"no UTF-8", "x/\xff"},
+      {"a surrogate", "x/\xed\xa0\x80"},
       {"newline", "x/a\nb"},
   };
   for (const auto& [what, name] : names) {
