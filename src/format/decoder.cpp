@@ -2,8 +2,10 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <limits>
+#include <map>
 #include <unordered_map>
 
 #include "format/pickle_writer.hpp"
@@ -44,6 +46,19 @@ std::optional<std::string> latin1_bytes(std::string_view text) {
     }
   }
   return out;
+}
+
+// "cuda:1", "torch.strided". Of which there are, each PyTorch and each plugin has another idea.
+bool is_plain_name(std::string_view name) {
+  constexpr std::size_t kMaxName = 100;
+  const auto is_odd = [](char c) { return c <= ' ' || c >= 0x7F; };
+  return !name.empty() && name.size() <= kMaxName && std::ranges::none_of(name, is_odd);
+}
+
+// Any bytes may stand there, and as many as there is room for.
+std::string dotted(const Node& global) {
+  const std::string text = std::string(global.text) + "." + std::string(global.name);
+  return repr(Value(text));
 }
 
 class Decoder {
@@ -128,7 +143,7 @@ class Decoder {
   void check_extent(const Tensor& tensor) const;
   std::shared_ptr<TensorStorage> storage(NodeId id, std::optional<DType>* typed);
   std::shared_ptr<TensorStorage> storage_for_key(const std::string& key, const std::string& device,
-                                                 std::uint64_t declared);
+                                                 DType dtype, std::uint64_t declared);
 
   const Pickle& pickle_;
   const RecordSize& record_size_;
@@ -138,7 +153,11 @@ class Decoder {
   std::unordered_map<NodeId, Value> done_;  // containers and tensors: shared ones stay shared
   std::uint64_t text_ = 0;
   std::uint64_t items_ = 0;
-  std::unordered_map<std::string, std::size_t> storage_by_key_;
+  struct KnownStorage {
+    std::size_t number;
+    DType dtype;  // of an untyped one: uint8, as in torch
+  };
+  std::map<std::string, KnownStorage> storage_by_key_;  // no hash table: keys are the file's
 };
 
 void Decoder::spend_text(std::uint64_t bytes) {
@@ -437,12 +456,15 @@ Value Decoder::call_device(const Node&, const Arguments& arguments) {
   require(arguments.size() == 1 || arguments.size() == 2, "a torch.device of an unknown form");
   std::string name = text(arguments[0], "a torch.device of an unknown form");
   if (arguments.size() == 2) name += fmt::format(":{}", integer(arguments[1]));
+  require(is_plain_name(name), "a torch.device of an unknown form");
   return Value::device(std::move(name));
 }
 
 Value Decoder::call_layout(const Node&, const Arguments& arguments) {
   require(arguments.size() == 1, "a torch.layout of an unknown form");
-  return Value::layout(text(arguments[0], "a torch.layout of an unknown form"));
+  std::string name = text(arguments[0], "a torch.layout of an unknown form");
+  require(is_plain_name(name), "a torch.layout of an unknown form");
+  return Value::layout(std::move(name));
 }
 
 std::vector<std::int64_t> Decoder::integers(NodeId id) {
@@ -468,16 +490,20 @@ DType Decoder::dtype(NodeId id) const {
   const auto found = source.text == "torch" ? dtype_from_name(source.name) : std::nullopt;
   if (!found)
     throw Error(ErrorCode::unsupported,
-                fmt::format("{} has the dtype {}.{}, which perdure does not know",
-                            format_path(path_), source.text, source.name));
+                fmt::format("{} has the dtype {}, which perdure does not know", format_path(path_),
+                            dotted(source)));
   return *found;
 }
 
+// Of one record, torch.load makes one storage, of the first type that is named for it: tensors that
+// name another type would be read in two ways.
 std::shared_ptr<TensorStorage> Decoder::storage_for_key(const std::string& key,
-                                                        const std::string& device,
+                                                        const std::string& device, DType dtype,
                                                         std::uint64_t declared) {
-  const auto [it, fresh] = storage_by_key_.try_emplace(key, out_.storages.size());
-  if (!fresh) return out_.storages[it->second];
+  const auto [it, fresh] =
+      storage_by_key_.try_emplace(key, KnownStorage{out_.storages.size(), dtype});
+  require(it->second.dtype == dtype, "its record is a storage of another type elsewhere");
+  if (!fresh) return out_.storages[it->second.number];
   const auto size = record_size_ ? record_size_(key) : std::optional(declared);
   if (!size) damaged(fmt::format("its record {} is not in the file", repr(Value("data/" + key))));
   auto made = std::make_shared<TensorStorage>();
@@ -502,17 +528,17 @@ std::shared_ptr<TensorStorage> Decoder::storage(NodeId id, std::optional<DType>*
   const bool untyped =
       type.name == "UntypedStorage" && (type.text == "torch.storage" || type.text == "torch");
   if (!*typed && !untyped)
-    throw Error(ErrorCode::unsupported,
-                fmt::format("{} lies in a {}.{}, which perdure does not know", format_path(path_),
-                            type.text, type.name));
+    throw Error(ErrorCode::unsupported, fmt::format("{} lies in a {}, which perdure does not know",
+                                                    format_path(path_), dotted(type)));
   const std::string key = text(fields[2], "a storage without a key");
   const std::string device = text(fields[3], "a storage without a device");
+  require(is_plain_name(device), "a storage on a device of an unknown form");
   const std::int64_t count = integer(fields[4]);
   const std::uint64_t item = *typed ? itemsize(**typed) : 1;
   const bool fits = count >= 0 && static_cast<std::uint64_t>(count) <=
                                       std::numeric_limits<std::uint64_t>::max() / item;
   const std::uint64_t declared = fits ? static_cast<std::uint64_t>(count) * item : 0;
-  auto made = storage_for_key(key, device, declared);
+  auto made = storage_for_key(key, device, typed->value_or(DType::uint8), declared);
   if (!fits || made->size != declared)
     damaged(fmt::format("the record {} has {} bytes, not {} elements of {} bytes each",
                         repr(Value("data/" + key)), made->size, count, item));

@@ -222,6 +222,18 @@ TEST(Decoder, StoragesOfOneKeyAreOne) {
   EXPECT_EQ(pair[0].as_tensor().storage, pair[1].as_tensor().storage);
 }
 
+// torch.load would give all of them the type that comes first.
+TEST(Decoder, ARecordIsAStorageOfOneType) {
+  const std::string ints = storage("IntStorage", "0", 6);
+  EXPECT_ERROR(corrupt, "state[1]: its record is a storage of another type",
+               decoded(list({tensor(kFloats, 0, {6}, {1}), tensor(ints, 0, {6}, {1})})));
+  EXPECT_ERROR(corrupt, "another type",
+               decoded(list({tensor(kBytes, 0, {24}, {1}), tensor(kFloats, 0, {6}, {1})})));
+  // To torch an untyped one has bytes; so torch.save writes a uint8 tensor and a view of it.
+  const std::string bytes = storage("ByteStorage", "0", 24);
+  EXPECT_NO_THROW(decoded(list({tensor(kBytes, 0, {24}, {1}), tensor(bytes, 0, {24}, {1})})));
+}
+
 TEST(Decoder, KnownCallsWithImpossibleArgumentsAreDamage) {
   const std::string bodies[] = {
       call("torch._utils", "_rebuild_tensor_v2", {}),
@@ -280,6 +292,11 @@ TEST(Decoder, KnownCallsWithImpossibleArgumentsAreDamage) {
       call("torch", "Size", {list({})}),
       call("torch", "device", {}),
       call("torch", "device", {integer(1)}),
+      call("torch", "device", {string("")}),
+      call("torch", "device", {string("\x1b[2J")}),
+      call("torch", "device", {string("\xed\xa0\x80")}),
+      call("torch.serialization", "_get_layout", {string("torch strided")}),
+      tensor(storage("FloatStorage", "0", 6, std::string(101, 'x')), 0, {1}, {1}),
       string("\xff"),
       dict({list({}), integer(1)}),
       dict({string("a"), integer(1), string("a"), integer(2)}),
@@ -367,10 +384,26 @@ TEST(Decoder, ADtypeThatIsNotKnownHidesNothingElse) {
                                     call("torch._utils", "_rebuild_tensor_v3",
                                          {kBytes, integer(0), integers({1}), integers({1}), kFalse,
                                           kHooks, global("torch", "float2")}),
-                                    string("b"), tensor(kFloats, 0, {6}, {1})}),
+                                    string("b"), tensor(kBytes, 0, {6}, {1})}),
                               true);
   EXPECT_EQ(state["a"].kind(), Kind::opaque);
   EXPECT_EQ(state["b"].kind(), Kind::tensor);
+}
+
+// Names may be any bytes, and as many as there is room for: texts of errors are for people.
+TEST(Decoder, NamesThatAreNotKnownAreQuotedAndCut) {
+  const std::string name = "\xff\x1b[2J" + std::string(10'000, 'x');
+  for (const std::string& body : {tensor(storage(name, "0", 6), 0, {1}, {1}),
+                                  call("torch._utils", "_rebuild_tensor_v3",
+                                       {kBytes, integer(0), integers({1}), integers({1}), kFalse,
+                                        kHooks, global("torch", name)}),
+                                  call(name, "x", {})}) {
+    const Error error = error_of([&] { decoded(body); });
+    EXPECT_EQ(error.code(), ErrorCode::unsupported);
+    const std::string what = error.what();
+    EXPECT_LT(what.size(), 1000U);
+    EXPECT_NE(what.find("\\xff\\x1b[2J"), what.npos) << what;
+  }
 }
 
 // ---- small files that ask for all memory
