@@ -176,7 +176,7 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   const Opened shown = opened(bytes, true);
   const Opened plain = opened(bytes, false);
   perdure::fuzz::require(shown.file || !plain.file, "plain data that cannot be shown");
-  perdure::fuzz::require(!shown.damaged || state == VerifyReport::State::damaged,
+  perdure::fuzz::require(!(shown.damaged || plain.damaged) || state == VerifyReport::State::damaged,
                          "verify does not see what load calls damage");
   if (plain.file) perdure::fuzz::check_saved_again(plain.file->value());
   check_salvage(bytes, plain.file && state == VerifyReport::State::good ? &*plain.file : nullptr);

@@ -51,8 +51,8 @@ class Verifier {
       const auto* record = records_->find(fmt::format("data/{}", key));
       return record == nullptr ? std::nullopt : std::optional(record->size);
     };
-    const format::Decoded decoded = engine::with_file_name(
-        *source_, [&] { return format::decode(format::read_pickle(pickle), size, true); });
+    const format::Decoded decoded =
+        engine::with_file_name(*source_, [&] { return decode(format::read_pickle(pickle), size); });
     engine::for_each_tensor(decoded.value, [&](const KeyPath& path, const Tensor& tensor) {
       ++report_.tensors;
       if (tensor.storage->record < 0) return;
@@ -61,6 +61,16 @@ class Verifier {
     if (index_ && index_->storages.size() != decoded.storages.size())
       throw Error(ErrorCode::corrupt,
                   ".perdure/index has another number of storages than data.pkl");
+  }
+
+  // What load calls damage is damage here; that it takes no more than plain data is none.
+  static format::Decoded decode(const format::Pickle& pickle, const format::RecordSize& size) {
+    try {
+      return format::decode(pickle, size, false);
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::unsupported) throw;
+      return format::decode(pickle, size, true);
+    }
   }
 
   void add_name(const std::string& record, const KeyPath& path) {
