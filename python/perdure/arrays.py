@@ -78,10 +78,13 @@ def _tensor(array):
 
 def is_form(mapping: dict) -> bool:
     """Whether a dict that was read is one of ours (and not just one with the same key in a foreign file)."""
-    if mapping.get(FORM_KEY) not in (_ARRAY, _SCALAR) or len(mapping) != 3:
+    kind, dtype, data = mapping.get(FORM_KEY), mapping.get("dtype"), mapping.get("data")
+    if len(mapping) != 3 or type(kind) is not str or type(dtype) is not str or not isinstance(data, torch.Tensor):
         return False
-    dtype, data = mapping.get("dtype"), mapping.get("data")
-    return isinstance(dtype, str) and dtype[1:] in _DTYPES and isinstance(data, torch.Tensor)
+    if data.is_meta:
+        return False
+    known = kind in (_ARRAY, _SCALAR) and dtype[:1] in ("<", ">", "=", "|")
+    return known and _DTYPES.get(dtype[1:]) == str(data.dtype).removeprefix("torch.")
 
 
 def from_form(mapping: dict):

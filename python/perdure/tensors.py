@@ -3,7 +3,7 @@
 import torch
 
 from . import _core, places
-from .errors import InvalidError
+from .errors import InvalidError, UnsupportedError
 
 # The dtypes that torch.load gives back, under the names that the core has for them too.
 DTYPES = {
@@ -186,6 +186,8 @@ def _memory(core):
 
 
 def _finish(tensor, t):
+    if t.requires_grad and not (tensor.is_floating_point() or tensor.is_complex()):
+        raise UnsupportedError(f"the file has a tensor of {tensor.dtype} that requires a gradient, which none can have")
     if t.conj:
         torch._C._set_conj(tensor, True)
     if t.neg:

@@ -30,32 +30,44 @@ def encode(obj, root: str = "state") -> _core.Value:
 
 def decode(value: _core.Value, placement: Placement | None = None):
     """The Python object of a value. Tensors look into the memory that the value has, where torch owns it."""
-    return _Decoder(placement or Placement("cpu")).decode(value)
+    return _walk(_Decoder(placement or Placement("cpu")), value)
 
 
 def decode_structure(value: _core.Value):
     """As decode, but tensors (and numpy arrays) stay values, which encode gives back untouched."""
-    return _StructureDecoder(Placement("cpu")).decode(value)
+    return _walk(_StructureDecoder(Placement("cpu")), value)
+
+
+def _walk(decoder, value):
+    try:
+        return decoder.decode(value)
+    except RecursionError:
+        raise UnsupportedError(
+            "the state is nested more deeply than Python's limit allows here: sys.setrecursionlimit() raises it"
+        ) from None
 
 
 class _Decoder:
-    """One walk back. What has an identity is made once."""
+    """One walk back. What has an identity is made once.
+
+    It takes one frame of Python for each level: of files with 500 levels, and callers with others, 1000 are enough.
+    """
+
+    _SEQUENCES = {_Kind.list: list, _Kind.tuple: tuple, _Kind.set: set, _Kind.size: torch.Size}
+    _MAPPINGS = {
+        _Kind.dict: dict,
+        _Kind.ordered_dict: collections.OrderedDict,
+        _Kind.counter: collections.Counter,
+    }
 
     def __init__(self, placement):
         self._placement = placement
         self._made = {}
         self._tensors = TensorDecoder(placement)
-        self._readers = {
-            _Kind.list: self._list,
-            _Kind.tuple: lambda v: tuple(map(self.decode, v.items())),
-            _Kind.set: lambda v: set(map(self.decode, v.items())),
-            _Kind.size: lambda v: torch.Size(map(self.decode, v.items())),
-            _Kind.dict: self._dict,
-            _Kind.ordered_dict: self._ordered_dict,
-            _Kind.counter: lambda v: self._fill(collections.Counter(), v),
+        self._leaves = {
             _Kind.dtype: lambda v: DTYPES[v.name()],
-            _Kind.device: lambda v: torch.device(v.name()),
-            _Kind.layout: lambda v: getattr(torch, v.name().removeprefix("torch.")),
+            _Kind.device: lambda v: _device(v.name()),
+            _Kind.layout: lambda v: _layout(v.name()),
             _Kind.tensor: lambda v: self._tensors.decode(v.as_tensor()),
         }
 
@@ -63,24 +75,26 @@ class _Decoder:
         scalar = value.scalar()
         if scalar is not NotImplemented:
             return scalar
-        key = value.identity
+        key, kind = value.identity, value.kind
         if key in self._made:
             return self._made[key]
-        obj = self._readers[value.kind](value)
+        if kind in self._SEQUENCES:
+            obj = self._SEQUENCES[kind](map(self.decode, value.items()))
+        elif kind in self._MAPPINGS:
+            obj = self._MAPPINGS[kind]()
+            for name, item in value.entries():
+                obj[self.decode(name)] = self.decode(item)
+            attributes = value.attributes() if kind is _Kind.ordered_dict else None
+            for name, item in attributes.entries() if attributes is not None else ():
+                vars(obj)[self.decode(name)] = self.decode(item)
+            obj = self._finish(obj, value) if kind is _Kind.dict else obj
+        else:
+            obj = self._leaves[kind](value)
         if key:
             self._made[key] = obj
         return obj
 
-    def _list(self, value):
-        return list(map(self.decode, value.items()))
-
-    def _fill(self, mapping, value):
-        for key, item in value.entries():
-            mapping[self.decode(key)] = self.decode(item)
-        return mapping
-
-    def _dict(self, value):
-        mapping = self._fill({}, value)
+    def _finish(self, mapping, value):
         if not arrays.is_form(mapping) or self._placement.is_meta:
             return mapping
         if arrays.numpy is None:
@@ -89,19 +103,25 @@ class _Decoder:
             )
         return arrays.from_form(mapping)
 
-    def _ordered_dict(self, value):
-        mapping = self._fill(collections.OrderedDict(), value)
-        attributes = value.attributes()
-        if attributes is not None:
-            vars(mapping).update(self._fill({}, attributes))
-        return mapping
+
+def _device(name):
+    try:
+        return torch.device(name)
+    except RuntimeError:
+        raise UnsupportedError(f"the file has the device {name!r}, which this torch does not know") from None
+
+
+def _layout(name):
+    found = getattr(torch, name.removeprefix("torch."), None)
+    if not isinstance(found, torch.layout) or str(found) != name:
+        raise UnsupportedError(f"the file has the layout {name!r}, which this torch does not know")
+    return found
 
 
 class _StructureDecoder(_Decoder):
     def __init__(self, placement):
         super().__init__(placement)
-        self._readers[_Kind.tensor] = lambda v: v
+        self._leaves[_Kind.tensor] = lambda v: v
 
-    def _dict(self, value):
-        mapping = self._fill({}, value)
+    def _finish(self, mapping, value):
         return value if FORM_KEY in mapping else mapping
