@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstring>
+#include <map>
 
 #include "text.hpp"
 
@@ -48,6 +49,13 @@ std::string to_text(const Json& json) {
 Json number_json(double value) {
   if (std::isfinite(value)) return value;
   return std::isnan(value) ? "nan" : value > 0 ? "inf" : "-inf";
+}
+
+// By way of a map: an ordered object compares each new key with all before it.
+Json metrics_json(const Metrics& metrics) {
+  std::map<std::string, Json> numbers;
+  for (const auto& [name, value] : metrics) numbers.emplace(name, number_json(value));
+  return numbers;
 }
 
 Json error_json(const Error& error) {

@@ -5,7 +5,7 @@
 #include <CLI/CLI.hpp>
 #include <functional>
 #include <nlohmann/json.hpp>
-#include <perdure/error.hpp>
+#include <perdure/file.hpp>
 #include <string_view>
 
 namespace perdure::cli {
@@ -39,6 +39,7 @@ void complain(std::string_view text);
 std::string to_text(const Json& json);
 // JSON has no NaN and no infinities: they are the strings "nan", "inf" and "-inf".
 Json number_json(double value);
+Json metrics_json(const Metrics& metrics);
 Json error_json(const Error& error);
 
 }  // namespace perdure::cli

@@ -76,8 +76,6 @@ std::string list_text(const std::vector<ListedCheckpoint>& listed) {
 
 Json entry_json(const ListedCheckpoint& entry) {
   const Checkpoint& checkpoint = entry.checkpoint;
-  Json metrics = Json::object();
-  for (const auto& [name, value] : checkpoint.info.metrics) metrics[name] = number_json(value);
   return {{"path", checkpoint.path.string()},
           {"step", checkpoint.step()},
           {"generation", checkpoint.generation()},
@@ -85,7 +83,7 @@ Json entry_json(const ListedCheckpoint& entry) {
           {"size", checkpoint.size},
           {"created", number_json(checkpoint.info.created)},
           {"reason", checkpoint.info.reason},
-          {"metrics", std::move(metrics)},
+          {"metrics", metrics_json(checkpoint.info.metrics)},
           {"pin", entry.pin ? Json(*entry.pin) : Json()},
           {"whole", entry.problem.empty()},
           {"problem", entry.problem.empty() ? Json() : Json(entry.problem)}};

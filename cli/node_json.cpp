@@ -1,5 +1,7 @@
 #include "node_json.hpp"
 
+#include <map>
+
 #include "command.hpp"
 #include "node_text.hpp"
 #include "text.hpp"
@@ -91,22 +93,20 @@ Json entry_json(const TreeNode& node, const Summary& summary) {
 }
 
 Json optimizers_json(const CheckpointInfo& info) {
-  Json optimizers = Json::object();
+  std::map<std::string, Json> optimizers;
   for (const auto& [name, optimizer] : info.optimizers)
     optimizers[name] = {{"class", optimizer.class_name}, {"param_names", optimizer.param_names}};
   return optimizers;
 }
 
 Json info_json(const CheckpointInfo& info) {
-  Json metrics = Json::object();
-  for (const auto& [name, value] : info.metrics) metrics[name] = number_json(value);
   return {{"format_version", info.format_version},
           {"step", info.step},
           {"generation", info.generation},
           {"parent", info.parent},
           {"reason", info.reason},
           {"created", number_json(info.created)},
-          {"metrics", std::move(metrics)},
+          {"metrics", metrics_json(info.metrics)},
           {"writer", info.writer},
           {"libraries", info.libraries},
           {"optimizers", optimizers_json(info)}};

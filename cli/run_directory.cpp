@@ -36,6 +36,10 @@ std::vector<fs::path> checkpoint_files(const fs::path& path) {
   return files;
 }
 
+std::shared_ptr<Source> open_one(const fs::path& given, const fs::path& file) {
+  return open_source(file, file == given ? Links::follow : Links::refuse);
+}
+
 fs::path newest_checkpoint(const fs::path& path) {
   if (!is_run_directory(path)) return path;
   const std::vector<ListedCheckpoint> listed = list(path);

@@ -2,6 +2,8 @@
 #pragma once
 
 #include <filesystem>
+#include <memory>
+#include <perdure/file.hpp>
 #include <vector>
 
 namespace perdure::cli {
@@ -9,6 +11,10 @@ namespace perdure::cli {
 // A file is itself; a run directory is all of its checkpoints, newest first.
 // Error(not_found) where a directory holds none.
 std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path& path);
+
+// Opens one of them. A path that was given may be a link; a checkpoint in a directory never is.
+std::shared_ptr<Source> open_one(const std::filesystem::path& given,
+                                 const std::filesystem::path& file);
 
 // A file is itself; a run directory is its newest checkpoint that can be read, and damaged newer
 // ones are complained about, one line each.

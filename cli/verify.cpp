@@ -29,9 +29,9 @@ struct Outcome {
   std::optional<Error> error;
 };
 
-Outcome check(const fs::path& path) {
+Outcome check(const fs::path& given, const fs::path& path) {
   try {
-    return {verify(path), std::nullopt};
+    return {verify(open_one(given, path)), std::nullopt};
   } catch (const Error& error) {
     Outcome outcome;
     outcome.report.path = path.string();
@@ -101,7 +101,7 @@ using Take = std::function<void(const Outcome&)>;
 // A file of a run directory that is gone when its turn comes was pruned meanwhile, and no concern.
 void check_directory(const fs::path& directory, const Take& take) {
   for (const fs::path& file : checkpoint_files(directory)) {
-    const Outcome outcome = check(file);
+    const Outcome outcome = check(directory, file);
     if (!outcome.error || outcome.error->code() != ErrorCode::not_found || file == directory)
       take(outcome);
   }

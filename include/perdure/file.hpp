@@ -94,7 +94,9 @@ class Source {
   // A hint: these bytes are read soon, and those around them are not.
   virtual void will_read(std::uint64_t /*offset*/, std::uint64_t /*size*/) const {}
 };
-std::shared_ptr<Source> open_source(const std::filesystem::path& path);
+enum class Links { follow, refuse };
+// Links::refuse: Error(io), ELOOP, where the path ends in a symbolic link, which may lead anywhere.
+std::shared_ptr<Source> open_source(const std::filesystem::path& path, Links links = Links::follow);
 
 // An open checkpoint: its structure is read and checked, its tensors' bytes are not read yet.
 // Reading may be done by several threads at once.

@@ -215,8 +215,9 @@ std::shared_ptr<Source> open_source(System& system, int directory, const char* n
 
 namespace perdure {
 
-std::shared_ptr<Source> open_source(const std::filesystem::path& path) {
-  return io::open_source(io::real_system(), AT_FDCWD, path.c_str(), 0, path.string());
+std::shared_ptr<Source> open_source(const std::filesystem::path& path, Links links) {
+  return io::open_source(io::real_system(), AT_FDCWD, path.c_str(),
+                         links == Links::refuse ? O_NOFOLLOW : 0, path.string());
 }
 
 }  // namespace perdure
