@@ -86,7 +86,8 @@ struct ManagerOptions {
   OnError on_error = OnError::warn;
   WhenBusy when_busy = WhenBusy::wait;
   // After so long without progress of the save in flight, `warning` is told, from a thread of the
-  // manager's: a disk or a network file system that hangs stops a training without a word. 0: never.
+  // manager's: a disk or a network file system that hangs stops a training without a word. 0:
+  // never.
   std::chrono::duration<double> stuck_after = std::chrono::seconds(60);
   Capture capture = Capture::eager;
   // The most memory for copies of tensors on their way to the disk, at least 16 MiB. A state that

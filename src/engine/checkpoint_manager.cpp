@@ -230,7 +230,7 @@ std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& dire
   const engine::RunDirectory run(storage);
   const auto pins = run.pins();
   for (const engine::FoundCheckpoint& found : run.find()) {
-    ListedCheckpoint item{{storage->describe(found.name), found.size, {}}, "", false, {}};
+    ListedCheckpoint item{{storage->describe(found.name), found.size, {}}, "", std::nullopt, false};
     if (const auto pin = pins.find(found.number.generation); pin != pins.end())
       item.pin = pin->second;
     item.checkpoint.info.step = found.number.step;
@@ -241,6 +241,7 @@ std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& dire
     } catch (const Error& error) {
       if (error.code() == ErrorCode::not_found) continue;  // pruned meanwhile
       item.problem = error.what();
+      item.damaged = error.code() == ErrorCode::corrupt;
     }
     listed.push_back(std::move(item));
   }
@@ -248,4 +249,3 @@ std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& dire
 }
 
 }  // namespace perdure
-      item.damaged = error.code() == ErrorCode::corrupt;
