@@ -1,0 +1,59 @@
+"""Files that mean harm, one or several of every class: hostile_files(folder) writes them.
+
+Nothing here is random but the variants of a seed: the same seed gives the same bytes. Not here: safetensors, for which
+perdure has no reader.
+"""
+
+import pathlib
+import random
+
+import torch
+
+import perdure
+from hostile_parts import torch_file
+from hostile_pickles import pickles
+from hostile_records import own_records
+from hostile_zips import mutations, zips
+
+# What must happen, by the first word of a case: an ErrorCode that it is refused with, or
+#   loads              it is harmless, and loads as torch.load loads it
+#   refused            as corrupt or unsupported
+#   refused-or-loads   one of the two
+LOADS, REFUSED, EITHER = "loads", "refused", "refused-or-loads"
+
+_expected: dict[str, str] = {}
+
+
+def expected(name: str) -> str:
+    """What must happen to a file that hostile_files() made."""
+    return _expected[name]
+
+
+def canary(folder) -> pathlib.Path:
+    """What would be there if anything in a file had been executed."""
+    return pathlib.Path(folder) / "EXECUTED"
+
+
+def good_files(folder) -> dict[str, pathlib.Path]:
+    """Whole files, as perdure and torch write them."""
+    folder = pathlib.Path(folder)
+    state = {"w": torch.tensor([1.0, 2.0, 3.0]), "epoch": 3}
+    perdure.save(state, folder / "good-perdure.pt")
+    torch.save(state, folder / "good-torch.pt")
+    return {"perdure": folder / "good-perdure.pt", "torch": folder / "good-torch.pt"}
+
+
+def hostile_files(folder, seed: int = 0) -> dict[str, pathlib.Path]:
+    """Writes all of them into `folder`: name -> path. Other seeds give other cuts and mutations."""
+    folder = pathlib.Path(folder)
+    good = {name: path.read_bytes() for name, path in good_files(folder).items()}
+    # The tensor alone: its index has one storage and one tensor, whose fields lie where they are easily found.
+    perdure.save({"w": torch.tensor([1.0, 2.0, 3.0])}, folder / "good-alone.pt")
+    cases = {name: (what, torch_file(body)) for name, (what, body) in pickles(canary(folder)).items()}
+    cases |= zips(random.Random(seed)) | own_records(folder / "good-alone.pt") | mutations(good, random.Random(seed))
+    paths = {}
+    for name, (what, data) in cases.items():
+        _expected[name] = LOADS if what == "None" else what
+        paths[name] = folder / f"{name}.pt"
+        paths[name].write_bytes(data)
+    return paths
