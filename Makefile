@@ -4,7 +4,7 @@ SHELL := /bin/bash
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
 
-FUZZ_SECONDS ?= 60
+FUZZ_SECONDS ?= 10
 SOAK_MINUTES ?= 60
 BENCH_FLAGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)

@@ -1,4 +1,5 @@
-"""Writes the seeds of the fuzz targets: small files as torch.save writes them, and pickles of all protocols.
+"""Writes the seeds of the fuzz targets: small files as torch.save writes them, pickles of all protocols, and what else
+there is to parse.
 
     python fuzz/make_seeds.py          (needs torch; and perdure, for the files that perdure writes)
 """
@@ -7,6 +8,7 @@ import collections
 import io
 import pathlib
 import pickle
+import tempfile
 import zipfile
 
 import torch
@@ -52,6 +54,55 @@ def without_checksums(state):
         torch.serialization.set_crc32_options(True)
 
 
+def plain_zips():
+    """Of all forms that the reader takes: sizes in front or behind, zip64 or not."""
+    for name, options in {"plain": {}, "zip64": {"force_zip64": True}}.items():
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w") as archive:
+            for record, data in (("a/x", b"abc"), ("a/y", b"")):
+                with archive.open(zipfile.ZipInfo(record), "w", **options) as file:
+                    file.write(data)
+        yield f"{name}.zip", buffer.getvalue()
+    yield "streamed.zip", torch_file([1])
+
+
+def own_records():
+    """What .perdure/checkpoint.json and .perdure/index look like, and a history."""
+    with tempfile.TemporaryDirectory() as folder:
+        state = perdure.TrainingState(w=torch.ones(2), b=torch.ones((), dtype=torch.int8), best=0.5)
+        with perdure.CheckpointManager(folder, keep_last=1) as checkpoints:
+            for metrics in ({}, {"loss": 0.5, "odd": float("nan")}):
+                state.step += 1
+                checkpoints.save(state, metrics=metrics)
+            checkpoints.wait()
+            checkpoints.restore(state)
+        (path,) = pathlib.Path(folder).glob("step-*.pt")
+        with zipfile.ZipFile(path) as archive:
+            yield "json/run.json", archive.read("archive/.perdure/checkpoint.json")
+            yield "index/run.index", archive.read("archive/.perdure/index")
+        yield "history/run.jsonl", (pathlib.Path(folder) / "history.jsonl").read_bytes()
+
+
+def texts():
+    """The small ones: names, patterns, and rules and keys in front of a pickle."""
+    names = ["step-0000000001-g00000001.pt", "step-12345678901-g123456789.pt.damaged-2", ".step-0000000001-g00000001.pt.12-0123456789abcdef.tmp"]
+    for number, name in enumerate(names):
+        yield f"names/{number}", name.encode()
+    patterns = ["model.*.weight\nmodel.fc.weight\nnet.*.w", "optimizer\noptimizer.state.0\nother", "a?*b\nacab\n*"]
+    for number, pattern in enumerate(patterns):
+        yield f"patterns/{number}", pattern.encode()
+
+
+def with_pickles(pickles):
+    state = pickles["training"]
+    yield "renaming/one", b"model.*\tnet.*\n\n" + state
+    yield "renaming/two", b"model\tmodel.head\noptimizer.state\tadam\n\n" + state
+    yield "show/all", b"\n" + pickles["values"]
+    yield "show/some", b"*weight\n" + pickles["views"]
+    yield "outline/same", pickles["views"] + pickles["views"]
+    yield "outline/other", pickles["mappings"] + pickles["values"]
+
+
 def main():
     files, pickles = {}, {}
     for name, state in states():
@@ -63,10 +114,13 @@ def main():
     files["torch-unchecked"] = without_checksums({"w": torch.ones(3)})
     for protocol in range(2, 6):
         pickles[f"protocol-{protocol}"] = pickle.dumps([opaque(), {"a": [1, (2,), b"x", 1.5], "big": 2**80}], protocol)
-    for name, data in files.items():
-        (SEEDS / "zip" / f"{name}.pt").write_bytes(data)
-    for name, data in pickles.items():
-        (SEEDS / "pickle" / f"{name}.pkl").write_bytes(data)
+    more = {f"zip/{name}.pt": data for name, data in files.items()}
+    more |= {f"pickle/{name}.pkl": data for name, data in pickles.items()}
+    more |= {f"directory/{name}": data for name, data in plain_zips()}
+    more |= {**dict(own_records()), **dict(texts()), **dict(with_pickles(pickles))}
+    for name, data in more.items():
+        (SEEDS / name).parent.mkdir(exist_ok=True)
+        (SEEDS / name).write_bytes(data)
 
 
 if __name__ == "__main__":

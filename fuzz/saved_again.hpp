@@ -1,19 +1,11 @@
 // What was loaded can be saved, and what was saved loads as it was.
 #pragma once
 
-#include <cstdio>
-#include <cstdlib>
-
 #include "format/memory_source.hpp"
 #include "format/same_value.hpp"
+#include "require.hpp"
 
 namespace perdure::fuzz {
-
-inline void require(bool ok, const std::string& what) {
-  if (ok) return;
-  std::fprintf(stderr, "%s\n", what.c_str());
-  std::abort();  // the fuzzer keeps the input
-}
 
 // `state` has all its bytes. A few things can be loaded and not be saved (ints of more than 255
 // bytes, devices of unknown form): these must be refused as invalid, before anything is written.
