@@ -5,7 +5,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 FUZZ_SECONDS ?= 10
-SOAK_MINUTES ?= 60
+SOAK ?=
 BENCH_FLAGS ?=
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 export CMAKE_CXX_COMPILER_LAUNCHER ?= $(shell command -v ccache)
@@ -20,7 +20,7 @@ with_torch = -DPERDURE_WITH_TORCH=ON -DCMAKE_PREFIX_PATH=$(CURDIR)/$(torch)/shar
 sources = git ls-files -co --exclude-standard '*.cpp' '*.hpp'
 banner = @printf '\n=== %s ===\n' "$(1)"
 
-.PHONY: help demo test bench soak format setup setup-tests setup-bench build wheel unit-tests python-tests \
+.PHONY: help demo test bench soak format setup setup-tests setup-soak setup-bench build wheel unit-tests python-tests \
 	sanitizer-tests thread-tests fuzz-tests install-test user-test format-check clean
 
 help:  ## Says what there is
@@ -37,8 +37,8 @@ bench: setup-bench wheel  ## Prints the benchmark tables (BENCH_FLAGS="--help" s
 	.venv/bin/python -m pip install -q -r bench/requirements.txt -c <(.venv/bin/python -m pip freeze | grep '^torch==')
 	.venv/bin/python bench/run.py $(BENCH_FLAGS)
 
-soak: setup-tests build wheel fuzzers  ## Kills and fuzzes for SOAK_MINUTES; PERDURE_SEED repeats a run
-	scripts/soak "$(SOAK_MINUTES)"
+soak: setup-soak build wheel fuzzers  ## The long versions of the tests, for hours (SOAK="states kills": these alone)
+	scripts/soak $(SOAK)
 
 format: setup-tests  ## Formats the C++ sources
 	$(sources) | xargs clang-format-19 -i
@@ -48,6 +48,9 @@ setup:
 
 setup-tests:
 	@scripts/setup --tests
+
+setup-soak:
+	@scripts/setup --soak
 
 setup-bench:
 	@scripts/setup --bench
