@@ -56,7 +56,8 @@ void survive(Inode& inode, const Crash::Answer& answer) {
   std::vector<std::byte> data = inode.durable;
   if (old_size != new_size) {
     const unsigned size = answer(new_size > old_size ? kAnswersForGrown : kAnswersForShrunk);
-    if (size != kOldSize) data.resize(new_size, std::byte{size == kAnything ? 0xA5U : 0U});
+    if (size != kOldSize)
+      data.resize(new_size, static_cast<std::byte>(size == kAnything ? 0xA5 : 0));
   }
   for (const DiskState::Write& write : inode.writes)
     if (write.offset < data.size())
