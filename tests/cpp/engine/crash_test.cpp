@@ -41,13 +41,13 @@ std::int64_t restore(CheckpointManager& manager, const RestoreOptions& options =
   return step;
 }
 
-// Everything of a save but its promise is over when this returns, so that the changes come in one
-// order.
+// The writer has nothing left to do when the promise is made, so that the changes come in one
+// order, each with one promise.
 void save(CheckpointManager& manager, std::int64_t step, Promise& promise,
           const Metrics& metrics = {}) {
   manager.save(state_of_step(step), info_of_step(step, metrics)).wait();
-  promise.acknowledged = step;
   manager.wait();
+  promise.acknowledged = step;
 }
 
 std::vector<std::string> names_in(CrashingDisk& disk, const std::string& path) {
