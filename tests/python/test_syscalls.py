@@ -76,10 +76,10 @@ class Saver:
             assert not leaked, f"descriptors that were left open: {leaked}"
         else:
             assert outcome.status == 1, f"status {outcome.status}: {text}"
-            assert is_clear(outcome.lines[-1], fault, run), text
+            assert is_clear(outcome.lines[-1], fault, run, f"'{run.parent}'"), text
         for line in outcome.lines:
             if line.startswith("failed "):
-                assert is_clear(line, fault, run), line
+                assert is_clear(line, fault, run, f"'{run.parent}'"), line
 
 
 class SaverInCpp(Saver):
@@ -196,7 +196,7 @@ class Example:
         if not ours and outcome.status != -9:
             return bool(outcome.injections)  # somebody else's call
         text = "\n".join(outcome.lines)
-        assert outcome.status in (0, -9) or is_clear(text, fault, run), text
+        assert outcome.status in (0, -9) or is_clear(text, fault, run, f"'{run.parent}'"), text
         if outcome.status != 0:
             outcome = self.run(run, None)
             assert outcome.status == 0, "\n".join(outcome.lines)
