@@ -1,7 +1,10 @@
 // The power is cut before every change that a run makes on its disk: opening, saving, saving a step
 // again, pruning, pinning, setting aside, and starting again after a cut.
 #include <algorithm>
+#include <condition_variable>
 #include <cstdint>
+#include <mutex>
+#include <optional>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/history.hpp"
@@ -16,9 +19,46 @@ namespace {
 constexpr std::int64_t kNone = -2;
 constexpr const char* kRun = "/runs/gpt";
 
+// The last step that was acknowledged. A copy, which the writer makes before it changes the disk,
+// knows it from the moment at which the handle does: it waits for the handle where a save begins.
+class Acknowledged {
+ public:
+  Acknowledged() = default;
+  Acknowledged(const Acknowledged& other) : step_(other.step()) {}
+  Acknowledged& operator=(std::int64_t step) {
+    const std::lock_guard guard(mutex_);
+    step_ = step;
+    handle_.reset();
+    return *this;
+  }
+  void expect() {
+    const std::lock_guard guard(mutex_);
+    expected_ = true;
+  }
+  void watch(SaveHandle handle) {
+    const std::lock_guard guard(mutex_);
+    handle_ = std::move(handle);
+    expected_ = false;
+    changed_.notify_all();
+  }
+  std::int64_t step() const {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return !expected_; });
+    const auto saved = handle_ ? handle_->checkpoint() : std::nullopt;
+    return saved ? saved->step() : step_;
+  }
+
+ private:
+  mutable std::mutex mutex_;
+  mutable std::condition_variable changed_;
+  bool expected_ = false;
+  std::optional<SaveHandle> handle_;
+  std::int64_t step_ = kNone;
+};
+
 // What a run was told is safe.
 struct Promise {
-  std::int64_t acknowledged = kNone;
+  Acknowledged acknowledged;
   std::set<std::int64_t> kept;  // must be there as well, each whole
   std::set<std::int64_t> pinned;
   bool damaged = false;  // the newest file was damaged before: a restore may say so
@@ -41,12 +81,13 @@ std::int64_t restore(CheckpointManager& manager, const RestoreOptions& options =
   return step;
 }
 
-// The writer has nothing left to do when the promise is made, so that the changes come in one
-// order, each with one promise.
+// Everything of a save is over when this returns, so that the changes come in one order.
 void save(CheckpointManager& manager, std::int64_t step, Promise& promise,
           const Metrics& metrics = {}) {
-  manager.save(state_of_step(step), info_of_step(step, metrics)).wait();
+  promise.acknowledged.expect();
+  promise.acknowledged.watch(manager.save(state_of_step(step), info_of_step(step, metrics)));
   manager.wait();
+  ASSERT_EQ(promise.acknowledged.step(), step);
   promise.acknowledged = step;
 }
 
@@ -74,7 +115,7 @@ void start_again(CrashingDisk& disk, const Promise& promise) {
     check_no_debris(disk);
     const std::int64_t step = restore(manager);
     EXPECT_NE(step, -1) << "a mixture was restored";
-    EXPECT_GE(step, promise.acknowledged);
+    EXPECT_GE(step, promise.acknowledged.step());
     EXPECT_TRUE(promise.damaged || warnings.empty()) << warnings.front();
     for (const std::int64_t kept : promise.kept) EXPECT_EQ(restore(manager, {.step = kept}), kept);
     const std::int64_t next = std::max<std::int64_t>(step, 0) + 10;
@@ -148,7 +189,7 @@ TEST(ManagerCrashTest, SettingAsideLosesNothingMore) {
     disk.ftruncate(fd, 100);
     disk.fsync(fd);
     disk.close(fd);
-    promise.acknowledged -= 1;
+    promise.acknowledged = 3;
     promise.damaged = true;
   };
   EXPECT_GT(explore("aside", prepare, train), 1000U);
@@ -223,7 +264,7 @@ TEST(ManagerCrashTest, ADiskThatDoesNotSyncIsFoundOut) {
             [&](CrashingDisk& disk, const Promise& promise) {
               try {
                 auto manager = open(disk);
-                lost += restore(manager) < promise.acknowledged;
+                lost += restore(manager) < promise.acknowledged.step();
               } catch (const Error& error) {
                 EXPECT_EQ(error.code(), ErrorCode::corrupt) << error.what();  // all are damaged
                 ++lost;
@@ -245,7 +286,7 @@ TEST(ManagerCrashTest, AOneFileSaveIsOldOrNew) {
           CheckpointFile::open(storage::LocalStorage::open_folder(disk, "/")->open("a.pt")));
       return step;
     };
-    EXPECT_GE(found(), promise.acknowledged);
+    EXPECT_GE(found(), promise.acknowledged.step());
     Promise again;
     save_as(disk, 9, again);
     EXPECT_EQ(found(), 9);
