@@ -117,7 +117,6 @@ def record(folder, kind: str, writer: str, seed: int, mib: int = 32, before=lamb
     folder.mkdir(exist_ok=True)
     base, image, log = disks.make_image(kind, folder / "base.img", mib), folder / "disk.img", folder / "log"
     disks.command("cp", base, image)
-    promises = []
     pipe = folder / "promises"
 
     def write(where):
