@@ -4,9 +4,11 @@ PERDURE_SYSCALLS: empty, a sample, which PERDURE_SEED repeats; "all", every call
 fails; a number, a sample of that size of each program. PERDURE_FAULT="PROGRAM CALL:error=ERRNO:when=N" is that one.
 """
 
+import fcntl
 import os
 import random
 import re
+import time
 
 import syscalls
 from syscalls import OF_MEMORY, Fault
@@ -62,6 +64,24 @@ def is_clear(text, fault, *places):
         if re.search("memory|bad_alloc|Cannot allocate|Resource temporarily unavailable", text):
             return True
     return any(str(place) in text for place in places)
+
+
+def wait_until_dead(run):
+    """Of a process that was killed, the kernel may hold what it had in flight, and so the lock of its file, for a moment
+    longer than the process; whoever starts in that moment has to leave the file to the next one."""
+    for path in run.glob(".*.tmp"):
+        until = time.monotonic() + 10
+        while is_locked(path) and time.monotonic() < until:
+            time.sleep(0.005)
+
+
+def is_locked(path):
+    with open(path, "r+b") as file:
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return True
+    return False
 
 
 def debris(run):

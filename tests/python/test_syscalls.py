@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import syscalls
 import torch
-from faults import HOW_MANY, ONLY, debris, go_through, is_clear, is_of_no_concern
+from faults import HOW_MANY, ONLY, debris, go_through, is_clear, is_of_no_concern, wait_until_dead
 from killee import Numbers, fill
 from syscalls import KILL, OF_MEMORY, Fault
 
@@ -63,6 +63,8 @@ class Saver:
         if not killed and not is_of_no_concern(outcome):
             self.judge(run, fault, outcome, saved)
         assert not list(run.glob("*.damaged*")), "what cannot be read was called damaged"
+        if killed:
+            wait_until_dead(run)
         step = self.go_on(run)
         assert step >= max([self.acknowledged, *saved]), f"goes on from {step}, after {outcome.lines}"
         assert not debris(run), debris(run)
@@ -198,6 +200,7 @@ class Example:
         text = "\n".join(outcome.lines)
         assert outcome.status in (0, -9) or is_clear(text, fault, run, f"'{run.parent}'"), text
         if outcome.status != 0:
+            wait_until_dead(run)
             outcome = self.run(run, None)
             assert outcome.status == 0, "\n".join(outcome.lines)
         assert not list(run.glob("*.damaged*")) and not debris(run)
