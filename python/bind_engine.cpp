@@ -89,19 +89,21 @@ Aligned match(std::string class_name, Outline outline, std::function<Value(std::
 }
 
 // What the encoder of a module or optimizer tells by itself, without a list made in Python.
+// Whoever drops the entry last need not hold the lock of the interpreter: a close() may be.
 void ask_encoder(TrainingState::Entry& entry, nb::object object) {
   const auto* encoder = nb::cast<const EntryEncoder*>(object);
-  entry.versions = [object, encoder] {
+  const std::shared_ptr<const void> owner = owned_by(std::move(object));
+  entry.versions = [owner, encoder] {
     nb::gil_scoped_acquire gil;
     return encoder->versions();
   };
   if (entry.role == Role::module)
-    entry.parameters = [object, encoder] {
+    entry.parameters = [owner, encoder] {
       nb::gil_scoped_acquire gil;
       return parameter_names(encoder->object());
     };
   if (entry.role == Role::optimizer)
-    entry.describe = [object, encoder](const std::vector<ParameterName>& names) {
+    entry.describe = [owner, encoder](const std::vector<ParameterName>& names) {
       nb::gil_scoped_acquire gil;
       return describe_optimizer(encoder->object(), names);
     };
