@@ -330,7 +330,7 @@ void bind_engine(nb::module_& m) {
       .def("fence", &CheckpointManager::fence, Released())
       .def("should_save", &CheckpointManager::should_save, nb::arg("step"), Released())
       .def_prop_ro("preempted", &CheckpointManager::preempted)
-      .def_prop_ro("interval", &interval_of)
+      .def_prop_ro("interval", &interval_of, Released())
       .def("progress", &CheckpointManager::progress)
       .def("pin", &CheckpointManager::pin, nb::arg("step"), nb::arg("reason"), Released())
       .def("unpin", &CheckpointManager::unpin, nb::arg("step"), Released())

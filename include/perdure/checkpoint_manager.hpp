@@ -3,8 +3,8 @@
 // A save is acknowledged when it survives kill -9 and a power cut; a reader sees a whole checkpoint
 // or none; a restore takes the newest and falls back only on proven damage (docs/design.md, "The
 // promise"). One manager per run directory at a time, in one process: the directory is locked while
-// it is open. Not synchronised: call it from the training thread. A forked child gets
-// Error(invalid) from every call.
+// it is open. Calls of several threads are made one after the other; what is saved must not change
+// meanwhile. A forked child gets Error(invalid) from every call.
 #pragma once
 
 #include <chrono>

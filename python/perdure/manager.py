@@ -46,7 +46,8 @@ class CheckpointManager:
             break
 
     One manager per directory at a time: it is locked while it is open (LockedError names the process that has it),
-    and free at once when that process dies. To be called from the training thread. A forked child (a DataLoader
+    and free at once when that process dies. To be called from the training thread: calls of other threads are
+    made one after the other, but what is saved must not change while that goes on. A forked child (a DataLoader
     worker) cannot use it and gets InvalidError.
 
     keep_last: how many of the newest to keep, at least 1.

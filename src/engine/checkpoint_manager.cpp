@@ -114,6 +114,21 @@ void CheckpointManager::Parts::require_usable() const {
                 fmt::format("the CheckpointManager of '{}' is closed", directory.string()));
 }
 
+// Another thread may have closed it meanwhile.
+std::unique_lock<std::recursive_mutex> CheckpointManager::Parts::enter() {
+  require_usable();
+  std::unique_lock lock(calls);
+  require_usable();
+  return lock;
+}
+
+std::unique_lock<std::mutex> CheckpointManager::Parts::look() const {
+  require_usable();
+  std::unique_lock lock(mutex);
+  require_usable();
+  return lock;
+}
+
 void CheckpointManager::Parts::wait_idle() { writer.wait_idle(); }
 
 void CheckpointManager::Parts::throw_unseen() {
@@ -145,29 +160,25 @@ CheckpointManager::~CheckpointManager() {
 }
 
 std::vector<Checkpoint> CheckpointManager::checkpoints() const {
-  parts_->require_usable();
-  const std::lock_guard guard(parts_->mutex);
+  const auto look = parts_->look();
   return parts_->run.checkpoints();
 }
 
 std::optional<Checkpoint> CheckpointManager::latest() const {
-  parts_->require_usable();
-  const std::lock_guard guard(parts_->mutex);
+  const auto look = parts_->look();
   return parts_->run.newest();
 }
 
 // The steps stand in the names, so that these two need to open no file.
 std::optional<std::int64_t> CheckpointManager::latest_step() const {
-  parts_->require_usable();
-  const std::lock_guard guard(parts_->mutex);
+  const auto look = parts_->look();
   const auto found = parts_->run.find();
   if (found.empty()) return std::nullopt;
   return found.front().number.step;
 }
 
 std::vector<std::int64_t> CheckpointManager::all_steps() const {
-  parts_->require_usable();
-  const std::lock_guard guard(parts_->mutex);
+  const auto look = parts_->look();
   std::set<std::int64_t> steps;
   for (const auto& found : parts_->run.find()) steps.insert(found.number.step);
   return {steps.begin(), steps.end()};
@@ -200,7 +211,7 @@ bool CheckpointManager::idle(std::chrono::duration<double> timeout) const {
 }
 
 void CheckpointManager::wait() {
-  parts_->require_usable();
+  const auto call = parts_->enter();
   parts_->wait_idle();
   parts_->arena.wait_until_populated();
   parts_->throw_unseen();
@@ -211,15 +222,19 @@ void CheckpointManager::wait() {
 void CheckpointManager::close() {
   if (parts_->closed) return;
   parts_->require_usable();
+  const std::lock_guard call(parts_->calls);
+  if (parts_->closed) return;  // by another thread, meanwhile
   parts_->wait_idle();
   parts_->history.write();
-  parts_->closed = true;
-  parts_->noticed = parts_->preempted();
-  parts_->asked = true;
-  parts_->signals.reset();
+  {
+    const std::lock_guard guard(parts_->mutex);
+    parts_->closed = true;
+  }
+  parts_->stop_watching();
   parts_->job.reset();
   parts_->arena.release();
-  parts_->storage->close();
+  parts_->storage
+      ->close();  // nobody is looking: who looks has locked `mutex`, and not found it closed
   parts_->throw_unseen();
 }
 

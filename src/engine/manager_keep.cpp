@@ -43,7 +43,7 @@ engine::FoundCheckpoint CheckpointManager::Parts::find_step(std::int64_t step) c
 }
 
 void CheckpointManager::pin(std::int64_t step, const std::string& reason) {
-  parts_->require_usable();
+  const auto call = parts_->enter();
   parts_->wait_idle();
   const engine::FoundCheckpoint found = parts_->find_step(step);
   parts_->run.pin(found, reason);
@@ -51,7 +51,7 @@ void CheckpointManager::pin(std::int64_t step, const std::string& reason) {
 }
 
 void CheckpointManager::unpin(std::int64_t step) {
-  parts_->require_usable();
+  const auto call = parts_->enter();
   parts_->wait_idle();
   const engine::FoundCheckpoint found = parts_->find_step(step);
   parts_->run.unpin(found);
@@ -59,13 +59,12 @@ void CheckpointManager::unpin(std::int64_t step) {
 }
 
 std::vector<PlannedCheckpoint> CheckpointManager::retention_plan() const {
-  parts_->require_usable();
-  const std::lock_guard guard(parts_->mutex);
+  const auto look = parts_->look();
   return parts_->plan();
 }
 
 std::vector<PlannedCheckpoint> CheckpointManager::prune() {
-  parts_->require_usable();
+  const auto call = parts_->enter();
   parts_->wait_idle();
   return parts_->prune();
 }

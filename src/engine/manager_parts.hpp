@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <mutex>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/history.hpp"
@@ -26,14 +27,20 @@ struct CheckpointManager::Parts {
   ~Parts();
 
   void require_usable() const;  // Error(invalid) when closed or in a forked child
-  void wait_idle();             // until no save is in flight
-  void throw_unseen();          // the oldest error that nobody has seen; all count as seen then
+  // For what changes anything: one call at a time, whatever the thread.
+  std::unique_lock<std::recursive_mutex> enter();
+  // For what only looks: it can be asked while another thread waits for a save.
+  std::unique_lock<std::mutex> look() const;
+  void wait_idle();     // until no save is in flight
+  void throw_unseen();  // the oldest error that nobody has seen; all count as seen then
 
   // manager_save.cpp
   // Before anything of a save is done: waits for the one in flight, or says that this one is to be
   // skipped; throws what an earlier one left to throw.
   bool make_way(std::int64_t step);
   void tell_of_streaming(std::uint64_t size);
+  void number(CheckpointInfo& info);  // with the next generation, and its parent
+  void use_generation(std::uint64_t generation);
   SaveHandle save(Value state, CheckpointInfo info, engine::StepWatch watch,
                   engine::SaveJob::Clock::time_point begin);
   void start(const std::shared_ptr<engine::SaveJob>& next);
@@ -50,6 +57,8 @@ struct CheckpointManager::Parts {
 
   // manager_when.cpp
   std::optional<io::SignalWatch::Caught> preempted() const;
+  void notice();
+  void stop_watching();
   // Whether a save that begins now ends before the process is killed; true where that cannot be
   // told, and where nothing is lost by trying.
   bool has_time_to_save() const;
@@ -61,6 +70,7 @@ struct CheckpointManager::Parts {
 
   // manager_restore.cpp
   std::optional<Checkpoint> restore_newest(const Take& take);
+  std::string set_aside(const engine::FoundCheckpoint& found);
   CheckpointFile open(std::shared_ptr<const Source> source);
   void take(const Take& take, const CheckpointFile& file);
   Checkpoint restore_step(std::int64_t step, const Take& take);
@@ -71,12 +81,13 @@ struct CheckpointManager::Parts {
   ManagerOptions options;
   std::filesystem::path directory;
   pid_t owner;  // the process that opened it
-  bool closed = false;
+  std::atomic<bool> closed = false;
   format::LayoutCache layouts;
   engine::Arena arena;
   bool told_of_streaming = false;
   std::shared_ptr<engine::SaveJob> job;  // the last one: of the thread that trains
   engine::SaveSchedule schedule;
+  mutable std::mutex signal_mutex;  // of the following three; held for no more than a look
   std::optional<io::SignalWatch> signals;
   bool asked = false;                                  // should_save() is used,
   std::optional<io::SignalWatch::Caught> noticed;      // and this is what it has seen
@@ -86,7 +97,9 @@ struct CheckpointManager::Parts {
   std::atomic<std::uint64_t> restore_read = 0;
   std::atomic<std::uint64_t> restore_bytes = 0;
 
-  // What both threads use. Nothing is called back while it is held.
+  std::recursive_mutex calls;  // of what callers do; what they are called back for may call, too
+
+  // What the writer and those who look use. Nothing is called back while it is held.
   mutable std::mutex mutex;
   engine::RunDirectory run;
   std::uint64_t parent = 0;  // what the next save goes on from: restored, or saved by this manager

@@ -61,7 +61,7 @@ std::optional<Checkpoint> CheckpointManager::restore(TrainingState& state,
 
 std::optional<Checkpoint> CheckpointManager::restore(const RestoreOptions& options,
                                                      const Take& take) {
-  parts_->require_usable();
+  const auto call = parts_->enter();
   parts_->wait_idle();
   if (options.step && !options.path.empty())
     throw Error(ErrorCode::invalid, "restore takes a step or a path, not both");
@@ -92,7 +92,7 @@ std::optional<Checkpoint> CheckpointManager::Parts::restore_newest(const Take& t
       if (error.code() != ErrorCode::corrupt) throw;
       damage = error.what();
     }
-    const std::string aside = run.set_aside(found);
+    const std::string aside = set_aside(found);
     history.set_aside(aside, damage);
     options.warning(fmt::format(
         "the checkpoint '{}' is damaged and was set aside as '{}'; the one before it is tried. "
@@ -106,6 +106,11 @@ std::optional<Checkpoint> CheckpointManager::Parts::restore_newest(const Take& t
                     "the directory",
                     directory.string(), fmt::join(aside, ", ")));
   return std::nullopt;
+}
+
+std::string CheckpointManager::Parts::set_aside(const engine::FoundCheckpoint& found) {
+  const std::lock_guard guard(mutex);
+  return run.set_aside(found);
 }
 
 // Nothing is in flight, so what is read may go through the memory of the saves.
@@ -142,6 +147,7 @@ Checkpoint CheckpointManager::Parts::restore_path(const std::filesystem::path& p
 
 // A generation of another run counts too: the parent is always below its children.
 Checkpoint CheckpointManager::Parts::restored(Checkpoint checkpoint) {
+  const std::lock_guard guard(mutex);
   parent = restored_from =
       checkpoint.generation() <= engine::kMaxGeneration ? checkpoint.generation() : 0;
   run.use_generation(parent);

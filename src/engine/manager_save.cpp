@@ -55,7 +55,7 @@ CheckpointInfo info_of(const TrainingState& state, const Metrics& metrics) {
 
 SaveHandle CheckpointManager::save(const TrainingState& state, const Metrics& metrics) {
   const auto begin = engine::SaveJob::Clock::now();
-  parts_->require_usable();
+  const auto call = parts_->enter();
   if (!parts_->make_way(state.step)) return skipped();
   Value tree(state.state_dict());
   engine::StepWatch watch;
@@ -65,13 +65,13 @@ SaveHandle CheckpointManager::save(const TrainingState& state, const Metrics& me
 
 SaveHandle CheckpointManager::save(const Value& state, CheckpointInfo info) {
   const auto begin = engine::SaveJob::Clock::now();
-  parts_->require_usable();
+  const auto call = parts_->enter();
   if (!parts_->make_way(info.step)) return skipped();
   return parts_->save(state, std::move(info), {}, begin);
 }
 
 void CheckpointManager::prepare(const TrainingState& state) {
-  parts_->require_usable();
+  const auto call = parts_->enter();
   parts_->wait_idle();
   const format::Encoder encoder(Value(state.state_dict()), info_of(state, {}), &parts_->layouts);
   parts_->arena.reserve(encoder.file_size());
@@ -79,7 +79,7 @@ void CheckpointManager::prepare(const TrainingState& state) {
 }
 
 void CheckpointManager::fence() {
-  parts_->require_usable();
+  const auto call = parts_->enter();
   parts_->fence();
 }
 
@@ -102,6 +102,7 @@ bool CheckpointManager::Parts::make_way(std::int64_t step) {
     wait_idle();
   }
   job.reset();
+  const std::lock_guard guard(mutex);
   if (failed.empty()) return true;
   if (options.on_error == OnError::raise || failures_in_row >= kFailuresUntilRaised)
     if (const std::exception_ptr error = failed.back()->take_unseen())
@@ -109,20 +110,30 @@ bool CheckpointManager::Parts::make_way(std::int64_t step) {
   return true;
 }
 
+void CheckpointManager::Parts::number(CheckpointInfo& info) {
+  const std::lock_guard guard(mutex);
+  info.generation = run.next_generation();
+  info.parent = parent;
+}
+
+void CheckpointManager::Parts::use_generation(std::uint64_t generation) {
+  const std::lock_guard guard(mutex);
+  run.use_generation(generation);
+}
+
 SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engine::StepWatch watch,
                                           engine::SaveJob::Clock::time_point begin) {
   if (info.step < 0)
     throw Error(ErrorCode::invalid,
                 fmt::format("the step is {}; steps are not negative", info.step));
-  info.generation = run.next_generation();
-  info.parent = parent;
+  number(info);
   const bool is_last_chance = preempted().has_value();
   if (is_last_chance && info.reason == CheckpointInfo().reason) info.reason = "preemption";
   engine::sign(info);
   format::Encoder encoder(state, info, &layouts);
   arena.reserve(encoder.file_size());
   tell_of_streaming(encoder.file_size());
-  run.use_generation(info.generation);  // a failed commit may leave a file with it
+  use_generation(info.generation);  // a failed commit may leave a file with it
   const auto next =
       std::make_shared<engine::SaveJob>(std::move(state), std::move(info), std::move(encoder),
                                         arena, options.capture, std::move(watch), begin);

@@ -23,14 +23,13 @@ void watch_signals_in_child(const std::vector<int>& signals, int parent) {
 }
 
 bool CheckpointManager::should_save(std::int64_t step) {
-  parts_->require_usable();
+  const auto call = parts_->enter();
   engine::SaveSchedule& schedule = parts_->schedule;
   if (!schedule.has_rule() && !parts_->signals)
     throw Error(ErrorCode::invalid,
                 "should_save has nothing to go by: give the manager save_every, overhead or "
                 "save_on_signal");
-  parts_->asked = true;
-  if (parts_->signals) parts_->noticed = io::SignalWatch::caught();
+  parts_->notice();
   const bool due = schedule.due(step, engine::SaveSchedule::Clock::now(), !parts_->writer.idle());
   if (const auto interval = schedule.take_news()) {
     parts_->history.interval_picked(*interval, schedule.cost());
@@ -49,15 +48,30 @@ bool CheckpointManager::should_save(std::int64_t step) {
 bool CheckpointManager::preempted() const { return parts_->preempted().has_value(); }
 
 std::optional<Seconds> CheckpointManager::interval() const {
-  parts_->require_usable();
+  const auto call = parts_->enter();
   return parts_->schedule.interval();
 }
 
 // A signal between should_save() and preempted() must not end the loop before the save that it asks
 // for: where should_save() is used, a signal has come when that has seen it.
 std::optional<io::SignalWatch::Caught> CheckpointManager::Parts::preempted() const {
+  const std::lock_guard guard(signal_mutex);
   if (asked) return noticed;
   return signals ? io::SignalWatch::caught() : std::nullopt;
+}
+
+void CheckpointManager::Parts::notice() {
+  const std::lock_guard guard(signal_mutex);
+  asked = true;
+  if (signals) noticed = io::SignalWatch::caught();
+}
+
+// What was seen so far is what is seen for ever.
+void CheckpointManager::Parts::stop_watching() {
+  const std::lock_guard guard(signal_mutex);
+  if (!asked && signals) noticed = io::SignalWatch::caught();
+  asked = true;
+  signals.reset();
 }
 
 // By the bandwidth of the last save. The one in flight comes first.
