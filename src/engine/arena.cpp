@@ -29,13 +29,25 @@ std::uint64_t Arena::blocks_for(std::uint64_t wanted) const {
 void Arena::reserve(std::uint64_t size) {
   wanted_ = std::max<std::uint64_t>(1, (size + kBlockSize - 1) / kBlockSize);
   if (wanted_ <= blocks_) return;
+  const std::uint64_t blocks = blocks_for(wanted_);
+  if (blocks <= blocks_) return;
   wait_until_populated();
   memory_.reset();  // first: the old and the new together could pass the limit
   blocks_ = 0;
-  const std::uint64_t blocks = blocks_for(wanted_);
-  memory_ = allocate_ ? allocate_(blocks * kBlockSize) : nullptr;
-  if (!memory_) memory_ = io::allocate_pages(blocks * kBlockSize);
-  blocks_ = blocks;
+  allocate(blocks);
+}
+
+// With less than was wanted a save is slower, which is better than none.
+void Arena::allocate(std::uint64_t blocks) {
+  try {
+    memory_ = allocate_ ? allocate_(blocks * kBlockSize) : nullptr;
+    if (!memory_) memory_ = io::allocate_pages(blocks * kBlockSize);
+    blocks_ = blocks;
+  } catch (const std::exception&) {
+    constexpr std::uint64_t kMinBlocks = kMinBytes / kBlockSize;
+    if (blocks <= kMinBlocks) throw;
+    allocate(std::max(blocks / 2, kMinBlocks));
+  }
 }
 
 // In steps, so that whoever wants it gone waits for one of them only.

@@ -26,8 +26,8 @@ class Arena {
   Arena& operator=(const Arena&) = delete;
   ~Arena();
 
-  // Grows where a file of `size` bytes does not fit and the limit allows more. Only while nobody
-  // uses the blocks.
+  // Grows where a file of `size` bytes does not fit and the limit allows more, or by what is to be
+  // had of that; an error where not even kMinBytes are. Only while nobody uses the blocks.
   void reserve(std::uint64_t size);
   // Touches what the last file takes in a thread of its own, so that the first save finds it warm.
   void populate_in_background();
@@ -47,6 +47,7 @@ class Arena {
 
  private:
   std::uint64_t blocks_for(std::uint64_t wanted) const;
+  void allocate(std::uint64_t blocks);
 
   std::uint64_t limit_;
   AllocateStaging allocate_;

@@ -155,7 +155,9 @@ void CheckpointManager::Parts::tell_of_streaming(std::uint64_t size) {
       "the "
       "speed of the disk; more staging_bytes would let it return earlier",
       io::format_bytes(size), io::format_bytes(staging),
-      options.staging_bytes != 0 ? "staging_bytes" : "half of the memory that is to be had",
+      staging < options.staging_bytes / 2 ? "no more memory is to be had"
+      : options.staging_bytes != 0        ? "staging_bytes"
+                                          : "half of the memory that is to be had",
       options.capture == Capture::eager ? "" : "at once, and "));
 }
 

@@ -207,14 +207,37 @@ TEST_F(CaptureTest, AStateLargerThanTheStagingStreamsThrough) {
     manager->fence();
     handle.wait();
     EXPECT_EQ(saved(), (Floats{4, 4}));
-    EXPECT_LE(allocated, engine::Arena::kMinBytes + (16U << 20));
     manager->save(state).wait();
+    EXPECT_LE(allocated, engine::Arena::kMinBytes + (16U << 20));
     // Eager is told nothing: it was asked for.
     ASSERT_EQ(notes.size(), capture == Capture::eager ? 0U : 1U);
     if (!notes.empty())
       EXPECT_NE(notes[0].find("larger than the staging memory"), std::string::npos);
     warnings.clear();  // of checked
   }
+}
+
+TEST_F(CaptureTest, LessMemoryThanAskedForWillDo) {
+  std::vector<std::uint64_t> asked;
+  bool is_short = true;
+  auto manager =
+      open({.on_error = OnError::raise,
+            .staging_bytes = std::uint64_t{64} << 20,
+            .allocate_staging = [&](std::uint64_t bytes) -> std::shared_ptr<std::byte> {
+              asked.push_back(bytes);
+              if (is_short && bytes > engine::Arena::kMinBytes) throw std::bad_alloc();
+              return {static_cast<std::byte*>(std::aligned_alloc(4096, bytes)), std::free};
+            }});
+  weights.resize(4 * kWeights);  // 80 MB
+  set(4);
+  manager->save(state).wait();
+  EXPECT_EQ(saved(), (Floats{4, 4}));
+  EXPECT_EQ(asked.back(), engine::Arena::kMinBytes);
+  is_short = false;  // what is to be had later is taken then
+  set(5);
+  manager->save(state).wait();
+  EXPECT_EQ(saved(), (Floats{5, 5}));
+  EXPECT_GT(asked.back(), std::uint64_t{60} << 20);
 }
 
 TEST_F(CaptureTest, AWriterThatFailsFreesWhoeverWaitsForSpace) {
