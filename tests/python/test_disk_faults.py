@@ -6,6 +6,7 @@ On real file systems, as root. What the operating system can be made to say with
 
 import errno
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -336,11 +337,11 @@ class Frozen:
 
 
 @pytest.mark.parametrize("kind", [pytest.param("ext4", marks=EXT4), pytest.param("xfs", marks=XFS)])
-def test_a_disk_that_hangs_holds_up_nobody_but_the_writer(tmp_path, numbered, kind):
+def test_a_disk_that_hangs_holds_up_nobody_but_the_writer(tmp_path, numbered, caplog, kind):
     with disks.small_disk(kind, tmp_path, 24) as where:
-        with open_run(where, when_busy="skip", overhead=0.5) as checkpoints:
+        with open_run(where, when_busy="skip", overhead=0.5, stuck_after=0.2) as checkpoints:
             numbered.save(checkpoints, 1).wait()
-            with Frozen(where) as frozen:
+            with Frozen(where) as frozen, caplog.at_level("WARNING", "perdure"):
                 numbered.go_to(2)
                 stuck = checkpoints.save(numbered.state)
                 assert not stuck.wait(timeout=0.3)
@@ -350,8 +351,12 @@ def test_a_disk_that_hangs_holds_up_nobody_but_the_writer(tmp_path, numbered, ki
                     assert checkpoints.save(numbered.state).skipped
                 assert time.monotonic() - frozen.since < frozen.PATIENCE / 2, "a step has waited for the disk"
                 assert not stuck.done()
+                while not caplog.records:
+                    time.sleep(0.05)
                 frozen.thaw()
                 stuck.wait()
+            assert len(caplog.records) == 1
+            assert re.search("step-0000000002.* makes no progress, .* hangs", caplog.records[0].getMessage())
             assert numbered.restore(checkpoints) == 2
             numbered.save(checkpoints, 30).wait()
         events = [(event["event"], event.get("step")) for event in perdure.read_history(where / "run")]

@@ -140,3 +140,23 @@ def test_the_command(tmp_path, outside):
                 assert done.returncode in (0, 1, 2), done
                 assert "decoy" not in done.stdout, f"{command} (PERDURE_SEED={SEED}): {done.stdout}"
     assert tree(outside) == before, f"PERDURE_SEED={SEED}"
+
+
+# Whether the tests can see.
+
+
+def test_a_careless_program_is_found_out(tmp_path, outside):
+    """It writes and reads by name, whatever that leads to."""
+    run, before = tmp_path / "run", tree(outside)
+    run.mkdir()
+    (run / "step-0000000001-g00000001.pt").write_bytes(b"mine")
+    read = set()
+    with swapping(run, outside):
+        end = time.monotonic() + 60
+        while time.monotonic() < end and (tree(outside) == before or len(read) < 2):
+            for _ in range(100):
+                with contextlib.suppress(OSError), open(run / "step-0000000001-g00000001.pt", "rb") as file:
+                    read.add(file.read(100))
+                with contextlib.suppress(OSError), open(run / "history.jsonl", "a") as file:
+                    file.write("careless\n")
+    assert tree(outside) != before and len(read) == 2

@@ -13,6 +13,7 @@
 #include <algorithm>
 #include <cstdint>
 #include <cstdlib>
+#include <iostream>
 #include <mutex>
 #include <random>
 #include <string>
@@ -90,6 +91,7 @@ class CrashExplorer {
     } else if (std::string_view(only).starts_with(name_ + "/")) {
       replay(moments, std::string_view(only).substr(name_.size() + 1));
     }
+    std::cout << name_ << ": " << seen_ << " states\n";
     return seen_;
   }
 
