@@ -152,11 +152,12 @@ def test_a_careless_program_is_found_out(tmp_path, outside):
     (run / "step-0000000001-g00000001.pt").write_bytes(b"mine")
     read = set()
     with swapping(run, outside):
-        end = time.monotonic() + 60
-        while time.monotonic() < end and (tree(outside) == before or len(read) < 2):
+        begin, found_out = time.monotonic(), False
+        while time.monotonic() < begin + (1 if found_out else 60):
+            found_out = tree(outside) != before and len(read) > 1
             for _ in range(100):
                 with contextlib.suppress(OSError), open(run / "step-0000000001-g00000001.pt", "rb") as file:
                     read.add(file.read(100))
                 with contextlib.suppress(OSError), open(run / "history.jsonl", "a") as file:
                     file.write("careless\n")
-    assert tree(outside) != before and len(read) == 2
+    assert found_out
