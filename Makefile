@@ -77,7 +77,8 @@ sanitizer-tests:
 	cmake --preset asan $(with_torch)
 	cmake --build --preset asan
 	ctest --preset asan -j2
-	PERDURE_CLI=$(CURDIR)/build/asan/cli/perdure .venv/bin/python -m pytest -q tests/python/test_cli.py -k 'not starts_quickly'
+	PERDURE_CLI=$(CURDIR)/build/asan/cli/perdure .venv/bin/python -m pytest -q tests/python/test_cli.py \
+		tests/python/test_hostile.py tests/python/test_hostile_run.py -k 'command or (test_cli and not starts_quickly)'
 
 thread-tests:
 	$(call banner,C++ tests under TSan)
