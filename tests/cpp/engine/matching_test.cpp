@@ -112,6 +112,58 @@ TEST(RenamingTest, TwoThatBecomeOneAreAnError) {
   EXPECT_NE(std::string(apply({{"model.a", "n.a"}}).what()).find("a int"), std::string::npos);
 }
 
+// What PyTorch keeps of a module's version moves with the module.
+TEST(RenamingTest, MetadataOfModulesMovesToo) {
+  const auto with_metadata = [](const std::vector<std::string>& keys, Dict metadata) {
+    Dict dict = tensors(keys);
+    dict.set_attributes(std::make_shared<Dict>(Dict{{"_metadata", std::move(metadata)}}));
+    return dict;
+  };
+  const Dict file{{"net", with_metadata({"fc.w", "bn.w"}, {{"", 1}, {"fc", 2}, {"bn", 3}})},
+                  {"model", with_metadata({"own.w"}, {{"own", 4}})}};
+  engine::Renaming renaming(engine::RenameRules{{"net.fc.*", "model.head.*"}});
+  const Value renamed = renaming.apply(file, {"model"});
+  EXPECT_EQ(keys_of(renamed["model"]), (std::vector<std::string>{"own.w", "head.w"}));
+  const Value& metadata = *renamed["model"].as_dict().attributes()->find("_metadata");
+  EXPECT_EQ(metadata["own"].as_int(), 4);
+  EXPECT_EQ(metadata["head"].as_int(), 2);
+  EXPECT_FALSE(metadata.contains("bn"));
+}
+
+TEST(RenamingTest, ReachesIntoLists) {
+  const Dict file{{"states", Value::list({Dict{{"lr", 1}, {"m", 2}}, 3})}};
+  engine::Renaming renaming({{"states.0.lr", "rate"}, {"states", "old"}});
+  const Value renamed = renaming.apply(file, {});
+  EXPECT_EQ(renamed["rate"].as_int(), 1);
+  EXPECT_EQ(keys_of(renamed["old"]), (std::vector<std::string>{"0.m", "1"}));
+}
+
+TEST(RenamingTest, NamesThatAreNotThereAreAnError) {
+  engine::Renaming renaming(engine::RenameRules{{"modle.*", "net.*"}});
+  const std::string text =
+      error_of([&] { renaming.apply(Dict{{"model", tensors({"a"})}}, {}); }).what();
+  EXPECT_NE(text.find("did you mean \"model"), std::string::npos) << text;
+}
+
+TEST(NameSelectionTest, WhatIsOnOneSideOnly) {
+  engine::NameSelection selection({"model.a"});
+  EXPECT_TRUE(selection.takes("model.a", engine::Side::here));
+  EXPECT_FALSE(selection.takes("model.b", engine::Side::file));
+  const auto refused = [&](const std::vector<std::string>& in_file) {
+    return std::string(error_of([&] { selection.require_found(in_file, {"model.a"}); }).what());
+  };
+  EXPECT_NE(refused({"model.b"}).find("nothing in the file has such a name"), std::string::npos);
+  EXPECT_NE(refused({}).find("There is: nothing"), std::string::npos);
+  EXPECT_NE(refused(std::vector<std::string>(23, "x")).find("and 3 more"), std::string::npos);
+}
+
+TEST(NameSelectionTest, WhatIsRestoredWhole) {
+  engine::NameSelection selection({"optimizer.state"});
+  EXPECT_ERROR(invalid, "write only=[\"optimizer\"]",
+               selection.takes_whole("optimizer", engine::Side::here));
+  EXPECT_FALSE(selection.takes_whole("model", engine::Side::here));
+}
+
 TEST(KeyMatchTest, TakesPrefixesOfWrappersOutWhereverTheyAre) {
   EXPECT_EQ(engine::without_wrappers("module._orig_mod.a._orig_mod.b"), "a.b");
   EXPECT_EQ(engine::without_wrappers("submodule.weight"), "submodule.weight");
