@@ -127,6 +127,7 @@ std::string checksums(const CheckpointFile& file) {
 
 Json head_json(const CheckpointFile& file, const Summary& summary) {
   return {{"path", file.name()},
+          {"format", file.format()},
           {"size", file.size()},
           {"checksums", checksums(file)},
           {"info", file.info() ? info_json(*file.info()) : Json()},

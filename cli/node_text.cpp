@@ -146,8 +146,9 @@ std::string checksums_text(const CheckpointFile& file) {
 std::string size_text(const CheckpointFile& file, const Summary& summary) {
   std::uint64_t tensors = 0;
   for (const auto& [dtype, total] : summary.dtypes) tensors += total.tensors;
-  return fmt::format("  {}, {} in {}, {}\n", format_bytes(file.size()), plural(tensors, "tensor"),
-                     plural(summary.storages.size(), "storage"), checksums_text(file));
+  return fmt::format("  {}, {}, {} in {}, {}\n", file.format(), format_bytes(file.size()),
+                     plural(tensors, "tensor"), plural(summary.storages.size(), "storage"),
+                     checksums_text(file));
 }
 
 std::string writer_text(const CheckpointInfo& info) {

@@ -112,9 +112,11 @@ class CheckpointFile {
 
   const std::string& name() const;
   std::uint64_t size() const;  // bytes of the whole file
+  // What it is, in words: "perdure (PyTorch zip)", "PyTorch zip".
+  const std::string& format() const;
   const Value& value() const;  // tensors whose storages have data == nullptr until read
   const std::optional<CheckpointInfo>& info() const;
-  bool has_checksums() const;  // false: written with compute_crc32=False; nothing can be verified
+  bool has_checksums() const;  // false: the format has none, or torch.save was told to write none
   bool has_block_checksums() const;  // true: written by perdure
 
   // The storages, by record number: storages()[i]->record == i.
@@ -142,11 +144,13 @@ class CheckpointFile {
   void read_in_place(const std::vector<std::size_t>& storages) const;
   bool reads_in_place() const;  // it has checksums for blocks of no more than a few MiB
 
-  struct Record {              // one zip entry
-    std::string name;          // without the archive's top folder
-    std::uint64_t offset = 0;  // of its data in the file
-    std::uint64_t size = 0;    // stored bytes
-    std::uint32_t crc32 = 0;
+  // A part of the file that has a name and a place of its own: an entry of a zip, without the top
+  // folder in its name; the bytes of a storage or tensor in other formats.
+  struct Record {
+    std::string name;
+    std::uint64_t offset = 0;  // of its bytes in the file
+    std::uint64_t size = 0;
+    std::uint32_t crc32 = 0;  // means something only where has_checksums()
   };
   const std::vector<Record>& records() const;
 
@@ -158,7 +162,7 @@ class CheckpointFile {
 
 // One damaged or unverifiable place.
 struct Finding {
-  std::string record;        // zip entry, or "" for the file as a whole
+  std::string record;        // its name, or "" for the file as a whole
   std::string tensor;        // key path of a tensor in it, or ""
   std::uint64_t offset = 0;  // in the file: start of the damaged block
   std::string what;          // a sentence

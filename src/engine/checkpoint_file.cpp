@@ -1,77 +1,27 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
 #include <cstdint>
 
 #include "engine/file_records.hpp"
+#include "engine/joined_file.hpp"
 #include "format/crc32.hpp"
-#include "format/decoder.hpp"
 #include "io/fresh_memory.hpp"
 
 namespace perdure {
 
-using engine::FileRecords;
-using engine::with_file_name;
-
 struct CheckpointFile::Parts {
-  FileRecords records;
-  format::Decoded decoded;
-  std::vector<const Record*> storage_records;  // of decoded.storages
-  std::optional<CheckpointInfo> info;
-  std::optional<format::BlockIndex> index;
+  std::shared_ptr<const Source> source;
+  format::Contents contents;
   Scratch scratch;
 
-  Parts(std::shared_ptr<const Source> source, bool allow_opaque) : records(std::move(source)) {
-    // First, so that a newer format is told as such and not as damage.
-    info = records.read_info();
-    check_version();
-    index = records.read_index();
-    const std::string pickle = records.read_required("data.pkl");
-    with_file_name(records.source(), [&] {
-      decoded = format::decode(
-          format::read_pickle(pickle), [this](std::string_view key) { return record_size(key); },
-          allow_opaque);
-    });
-    for (const std::string& key : decoded.keys)
-      storage_records.push_back(records.find("data/" + key));
-  }
+  Parts(std::shared_ptr<const Source> from, format::Contents what)
+      : source(std::move(from)), contents(std::move(what)) {}
 
-  std::optional<std::uint64_t> record_size(std::string_view key) const {
-    const Record* record = records.find(fmt::format("data/{}", key));
-    return record == nullptr ? std::nullopt : std::optional(record->size);
-  }
-
-  void check_version() const {
-    const std::string& name = records.source().name();
-    if (const Record* order = records.find("byteorder");
-        order != nullptr && records.read_text(*order) != "little")
-      throw Error(
-          ErrorCode::unsupported,
-          fmt::format(
-              "{}: written on a big-endian machine; load it with torch.load and save it again",
-              name));
-    const Record* record = records.find("version");
-    if (record == nullptr) record = records.find(".data/version");
-    if (record == nullptr)
-      throw Error(
-          ErrorCode::unsupported,
-          fmt::format("{}: a zip file without a version, so not a PyTorch checkpoint", name));
-    const std::string text = records.read_text(*record);
-    int version = 0;
-    std::from_chars(text.data(), text.data() + text.size(), version);
-    if (version < 1 || version > 10)
-      throw Error(ErrorCode::unsupported,
-                  fmt::format("{}: PyTorch file format version {}; this perdure reads 1 to 10",
-                              name, repr(Value(text))));
-  }
-
-  void read(const std::vector<engine::RecordRead>& reads) const {
-    read_from(records.source(), reads);
-  }
-  void read_from(const Source& source, const std::vector<engine::RecordRead>& reads) const {
+  void read(const std::vector<engine::RecordRead>& reads) const { read_from(*source, reads); }
+  void read_from(const Source& from, const std::vector<engine::RecordRead>& reads) const {
     engine::bulk_read(
-        source, reads,
+        from, reads,
         [this](const engine::RecordRead& read, const engine::DamagedBlock& block) {
           throw Error(ErrorCode::corrupt, describe(*read.record, block));
         },
@@ -82,19 +32,19 @@ struct CheckpointFile::Parts {
     return fmt::format(
         "{}: {} is damaged: {} bytes at offset {} (record {}) do not have the checksum that they "
         "were written with",
-        records.source().name(), tensor_in(record), block.size, block.offset, record.name);
+        source->name(), tensor_in(record), block.size, block.offset, record.name);
   }
 
   // The storages that `value` refers to and that are still to be read, in ascending order.
   std::vector<std::size_t> unread(const Value& value) const {
-    std::vector<bool> wanted(decoded.storages.size());
+    std::vector<bool> wanted(contents.storages.size());
     engine::for_each_tensor(value, [&](const KeyPath& path, const Tensor& tensor) {
       const TensorStorage& storage = *tensor.storage;
       if (storage.record < 0 || storage.data != nullptr || storage.device == "meta") return;
       const auto number = static_cast<std::size_t>(storage.record);
-      if (number >= wanted.size() || decoded.storages[number] != tensor.storage)
+      if (number >= wanted.size() || contents.storages[number] != tensor.storage)
         throw Error(ErrorCode::invalid, fmt::format("{}: {} is a tensor of another file",
-                                                    records.source().name(), format_path(path)));
+                                                    source->name(), format_path(path)));
       wanted[number] = true;
     });
     std::vector<std::size_t> numbers;
@@ -105,10 +55,10 @@ struct CheckpointFile::Parts {
 
   std::string tensor_in(const Record& record) const {
     std::string found;
-    engine::for_each_tensor(decoded.value, [&](const KeyPath& path, const Tensor& tensor) {
+    engine::for_each_tensor(contents.value, [&](const KeyPath& path, const Tensor& tensor) {
       const std::int64_t number = tensor.storage->record;
       if (found.empty() && number >= 0 &&
-          storage_records[static_cast<std::size_t>(number)] == &record)
+          &contents.record_of(static_cast<std::size_t>(number)) == &record)
         found = format_path(path);
     });
     return found.empty() ? "no tensor of its own" : found;
@@ -121,23 +71,28 @@ CheckpointFile& CheckpointFile::operator=(CheckpointFile&&) noexcept = default;
 CheckpointFile::~CheckpointFile() = default;
 
 CheckpointFile CheckpointFile::open(const std::filesystem::path& path, bool allow_opaque) {
+  if (std::optional<engine::JoinedFile> joined = engine::open_joined(path, allow_opaque))
+    return CheckpointFile(
+        std::make_unique<Parts>(std::move(joined->source), std::move(joined->contents)));
   return open(open_source(path), allow_opaque);
 }
 CheckpointFile CheckpointFile::open(std::shared_ptr<const Source> source, bool allow_opaque) {
-  return CheckpointFile(std::make_unique<Parts>(std::move(source), allow_opaque));
+  format::Contents contents = format::read_contents(*source, allow_opaque);
+  return CheckpointFile(std::make_unique<Parts>(std::move(source), std::move(contents)));
 }
 
-const std::string& CheckpointFile::name() const { return parts_->records.source().name(); }
-std::uint64_t CheckpointFile::size() const { return parts_->records.source().size(); }
-const Value& CheckpointFile::value() const { return parts_->decoded.value; }
-const std::optional<CheckpointInfo>& CheckpointFile::info() const { return parts_->info; }
-bool CheckpointFile::has_checksums() const { return parts_->records.has_checksums(); }
-bool CheckpointFile::has_block_checksums() const { return parts_->index.has_value(); }
+const std::string& CheckpointFile::name() const { return parts_->source->name(); }
+std::uint64_t CheckpointFile::size() const { return parts_->source->size(); }
+const std::string& CheckpointFile::format() const { return parts_->contents.format; }
+const Value& CheckpointFile::value() const { return parts_->contents.value; }
+const std::optional<CheckpointInfo>& CheckpointFile::info() const { return parts_->contents.info; }
+bool CheckpointFile::has_checksums() const { return parts_->contents.has_checksums; }
+bool CheckpointFile::has_block_checksums() const { return parts_->contents.index.has_value(); }
 const std::vector<std::shared_ptr<TensorStorage>>& CheckpointFile::storages() const {
-  return parts_->decoded.storages;
+  return parts_->contents.storages;
 }
 const std::vector<CheckpointFile::Record>& CheckpointFile::records() const {
-  return parts_->records.records();
+  return parts_->contents.records;
 }
 
 void CheckpointFile::read_through(Scratch scratch) { parts_->scratch = std::move(scratch); }
@@ -146,11 +101,11 @@ void CheckpointFile::read(std::size_t storage, MutableBytes into) const {
   if (storage >= storages().size())
     throw Error(ErrorCode::invalid,
                 fmt::format("{}: storage {} of {}", name(), storage, storages().size()));
-  const Record& record = *parts_->storage_records[storage];
+  const Record& record = parts_->contents.record_of(storage);
   if (into.size() != record.size)
     throw Error(ErrorCode::invalid, fmt::format("{}: {} bytes to read record {} of {} bytes into",
                                                 name(), into.size(), record.name, record.size));
-  parts_->read({parts_->records.read_of(record, parts_->index, into)});
+  parts_->read({engine::read_of(parts_->contents, record, into)});
 }
 
 void CheckpointFile::read_all(const Value& value, const Allocate& allocate) const {
@@ -161,12 +116,12 @@ void CheckpointFile::read_all(const Value& value, const Allocate& allocate) cons
     (allocate ? allocate : Allocate(engine::allocate_owned))(storage);
     const MutableBytes into(storage.data, storage.size);
     fresh.push_back(into);
-    reads.push_back(parts_->records.read_of(*parts_->storage_records[i], parts_->index, into));
+    reads.push_back(engine::read_of(parts_->contents, parts_->contents.record_of(i), into));
   }
   // Where reading is no more than copying, ordinary pages are the better ones: mostly they were in
   // use a moment ago. On a virtual machine huge ones may have to be had back from the host, which
   // takes longer than all of the rest; reading from a disk, that hardly shows.
-  if (!parts_->records.source().is_cached()) io::prefer_huge_pages(std::move(fresh));
+  if (!parts_->source->is_cached()) io::prefer_huge_pages(std::move(fresh));
   parts_->read(reads);
 }
 
@@ -197,25 +152,26 @@ constexpr std::uint64_t kMappedAlignment = 16;
 }  // namespace
 
 void CheckpointFile::map_all(const Value& value, bool verify) const {
-  const Source& source = parts_->records.source();
+  const Source& source = *parts_->source;
   const std::shared_ptr<std::byte> mapping = source.map();
   if (!mapping)
     throw Error(ErrorCode::invalid,
                 fmt::format("{}: only a file on this machine can be mapped", name()));
   std::vector<engine::RecordRead> reads;
   for (const std::size_t i : parts_->unread(value)) {
-    const Record& record = *parts_->storage_records[i];
+    const Record& record = parts_->contents.record_of(i);
     if (record.offset % kMappedAlignment != 0) continue;
     storages()[i]->data = mapping.get() + record.offset;
     storages()[i]->owner = mapping;
-    if (verify) reads.push_back(parts_->records.read_of(record, parts_->index, {}));
+    if (verify) reads.push_back(engine::read_of(parts_->contents, record, {}));
   }
   parts_->read_from(MappedSource(mapping.get(), source), reads);
   read_all(value);  // the rest
 }
 
 bool CheckpointFile::reads_in_place() const {
-  return has_checksums() && parts_->index && parts_->index->block_size <= format::kBlockSize;
+  const auto& index = parts_->contents.index;
+  return has_checksums() && index && index->block_size <= format::kBlockSize;
 }
 
 void CheckpointFile::read_in_place(const std::vector<std::size_t>& numbers) const {
@@ -225,8 +181,8 @@ void CheckpointFile::read_in_place(const std::vector<std::size_t>& numbers) cons
   std::vector<engine::RecordRead> reads;
   for (const std::size_t number : numbers) {
     const TensorStorage& storage = *storages().at(number);
-    reads.push_back(parts_->records.read_of(*parts_->storage_records[number], parts_->index,
-                                            {storage.data, storage.size}));
+    reads.push_back(engine::read_of(parts_->contents, parts_->contents.record_of(number),
+                                    {storage.data, storage.size}));
     reads.back().compare_first = true;
   }
   parts_->read(reads);

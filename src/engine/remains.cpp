@@ -7,8 +7,9 @@
 #include <charconv>
 #include <cstdint>
 
-#include "engine/file_records.hpp"
+#include "format/contents.hpp"
 #include "format/crc32.hpp"
+#include "format/zip_records.hpp"
 
 namespace perdure::engine {
 namespace {
@@ -24,11 +25,37 @@ bool same_place(const Record& a, const Record& b) {
   return a.offset == b.offset && a.size == b.size;
 }
 
+// A file that does not begin as any is taken for a zip whose beginning is lost.
+void refuse_other_formats(const Source& source) {
+  if (source.size() == 0)
+    throw Error(ErrorCode::corrupt, fmt::format("{}: the file is empty", source.name()));
+  const std::string what = format::describe_format(source);
+  if (what.empty())
+    throw Error(ErrorCode::corrupt,
+                fmt::format("{}: does not begin as a PyTorch file (at offset 0); it was "
+                            "overwritten, or is something else",
+                            source.name()));
+  if (format::format_of(source) != format::Format::torch_zip)
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{}: {}; only PyTorch's zip format has checksums that prove what of a "
+                            "file is whole",
+                            source.name(), what));
+}
+
+void refuse_torch_script(const format::ZipRecords& zip) {
+  if (zip.find("constants.pkl") != nullptr)
+    throw Error(
+        ErrorCode::unsupported,
+        fmt::format("{}: a TorchScript archive, which cannot be repaired", zip.source().name()));
+}
+
 }  // namespace
 
 Remains::Remains(std::shared_ptr<const Source> source) : source_(std::move(source)) {
   try {
-    const FileRecords records(source_);
+    refuse_other_formats(*source_);
+    const format::ZipRecords records(*source_);
+    refuse_torch_script(records);
     std::vector<RecordClaim> claims;
     for (const Record& record : records.records())
       claims.push_back({record.name, record.offset, record.size, record.crc32});
@@ -189,7 +216,7 @@ RecordRead Remains::read_of(const Record& record, MutableBytes into) const {
                   .into = into};
   const format::StorageChecksums* sums = indexed(record.name);
   if (sums == nullptr || sums->data_offset != record.offset || sums->size != record.size ||
-      sums->crc32 != record.crc32 || combined(*sums, index_->block_size) != record.crc32)
+      sums->crc32 != record.crc32 || format::combined(*sums, index_->block_size) != record.crc32)
     return read;
   read.block_size = index_->block_size;
   read.checksums = sums->blocks;

@@ -5,7 +5,8 @@
 #include <cstdint>
 #include <map>
 
-#include "engine/file_records.hpp"
+#include "format/contents.hpp"
+#include "format/zip_records.hpp"
 
 namespace perdure::engine {
 namespace {
@@ -114,10 +115,10 @@ void check_alike(const Remains& remains, const std::string& like, const Sizes& e
 }
 
 Structure from_like(const Source& source, const std::shared_ptr<const Source>& like) {
-  const FileRecords records(like);
+  const format::ZipRecords records(*like);
   records.read_info();  // of a newer format: refused
   const std::string text = records.read_required("data.pkl");
-  Structure out = with_file_name(*like, [&] { return decode(text, Origin::like); });
+  Structure out = format::with_file_name(*like, [&] { return decode(text, Origin::like); });
   out.note = fmt::format(
       "{}: names, dtypes and shapes are not there any more; they come from {}, all bytes are the "
       "file's own",
@@ -128,8 +129,9 @@ Structure from_like(const Source& source, const std::shared_ptr<const Source>& l
 Structure find_structure(const Remains& remains, const std::shared_ptr<const Source>& like) {
   const Source& source = remains.source();
   if (const auto text = remains.read_text("data.pkl"))
-    return with_file_name(source, [&] { return decode(*text, Origin::pickle); });
-  if (remains.index()) return with_file_name(source, [&] { return from_index(*remains.index()); });
+    return format::with_file_name(source, [&] { return decode(*text, Origin::pickle); });
+  if (remains.index())
+    return format::with_file_name(source, [&] { return from_index(*remains.index()); });
   if (like) return from_like(source, like);
   throw NamesLost(ErrorCode::corrupt,
                   fmt::format("{}: the structure (data.pkl) is lost, and with it the names, dtypes "

@@ -5,30 +5,32 @@
 #include <map>
 
 #include "engine/file_records.hpp"
-#include "format/decoder.hpp"
+#include "engine/joined_file.hpp"
+#include "format/torch_zip.hpp"
 
 namespace perdure {
 namespace {
 
 using engine::bulk_read;
 using engine::DamagedBlock;
-using engine::FileRecords;
 using engine::RecordRead;
+using format::Contents;
 
 class Verifier {
  public:
-  explicit Verifier(std::shared_ptr<const Source> source) : source_(std::move(source)) {
-    report_.path = source_->name();
-  }
+  explicit Verifier(const Source& source) : source_(source) { report_.path = source.name(); }
 
   VerifyReport run() {
-    guarded("", [&] { records_.emplace(source_); });
-    if (!records_) return finish();
-    guarded(".perdure/checkpoint.json", [&] { records_->read_info(); });
-    guarded(".perdure/index", [&] { index_ = records_->read_index(); });
-    guarded("data.pkl", [&] { read_structure(); });
-    check_records();
-    return finish();
+    if (format_of(source_) == format::Format::torch_zip)
+      read_zip();
+    else
+      guarded("",
+              [&] { plainly([&](bool opaque) { contents_ = read_contents(source_, opaque); }); });
+    return check();
+  }
+  VerifyReport run(Contents contents) {
+    contents_ = std::move(contents);
+    return check();
   }
 
  private:
@@ -45,32 +47,44 @@ class Verifier {
     }
   }
 
-  void read_structure() {
-    const std::string pickle = records_->read_required("data.pkl");
-    const auto size = [&](std::string_view key) -> std::optional<std::uint64_t> {
-      const auto* record = records_->find(fmt::format("data/{}", key));
-      return record == nullptr ? std::nullopt : std::optional(record->size);
-    };
-    const format::Decoded decoded =
-        engine::with_file_name(*source_, [&] { return decode(format::read_pickle(pickle), size); });
-    engine::for_each_tensor(decoded.value, [&](const KeyPath& path, const Tensor& tensor) {
-      ++report_.tensors;
-      if (tensor.storage->record < 0) return;
-      add_name("data/" + decoded.keys[static_cast<std::size_t>(tensor.storage->record)], path);
-    });
-    if (index_ && index_->storages.size() != decoded.storages.size())
+  // Whichever part of it is damaged, the others are checked.
+  void read_zip() {
+    std::optional<format::ZipRecords> zip;
+    guarded("", [&] { zip.emplace(source_); });
+    if (!zip) return;
+    contents_.has_checksums = zip->has_checksums();
+    guarded(".perdure/checkpoint.json", [&] { zip->read_info(); });
+    guarded(".perdure/index", [&] { contents_.index = zip->read_index(); });
+    guarded("data.pkl", [&] { read_structure(*zip); });
+    contents_.records = std::move(*zip).take();
+  }
+
+  void read_structure(const format::ZipRecords& zip) {
+    plainly([&](bool opaque) { format::read_structure(zip, opaque, contents_); });
+    if (contents_.index && contents_.index->storages.size() != contents_.storages.size())
       throw Error(ErrorCode::corrupt,
                   ".perdure/index has another number of storages than data.pkl");
   }
 
   // What load calls damage is damage here; that it takes no more than plain data is none.
-  static format::Decoded decode(const format::Pickle& pickle, const format::RecordSize& size) {
+  template <class F>
+  static void plainly(F&& read) {
     try {
-      return format::decode(pickle, size, false);
+      read(false);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::unsupported) throw;
-      return format::decode(pickle, size, true);
+      read(true);
     }
+  }
+
+  VerifyReport check() {
+    engine::for_each_tensor(contents_.value, [&](const KeyPath& path, const Tensor& tensor) {
+      ++report_.tensors;
+      if (tensor.storage->record < 0) return;
+      add_name(contents_.record_of(static_cast<std::size_t>(tensor.storage->record)).name, path);
+    });
+    check_records();
+    return finish();
   }
 
   void add_name(const std::string& record, const KeyPath& path) {
@@ -82,19 +96,20 @@ class Verifier {
   }
 
   void name_tensors_from_index() {
-    if (!tensors_.empty() || !index_) return;
-    for (const auto& tensor : index_->tensors)
+    if (!tensors_.empty() || !contents_.index) return;
+    for (const auto& tensor : contents_.index->tensors)
       if (tensor.record >= 0) add_name(fmt::format("data/{}", tensor.record), tensor.path);
   }
 
   void check_records() {
     std::vector<RecordRead> reads;
-    for (const auto& record : records_->records()) {
+    for (const auto& record : contents_.records) {
       report_.bytes += record.size;
-      if (!known_bad_.contains(record.name)) reads.push_back(records_->read_of(record, index_, {}));
+      if (!known_bad_.contains(record.name))
+        reads.push_back(engine::read_of(contents_, record, {}));
     }
     std::vector<std::pair<const CheckpointFile::Record*, DamagedBlock>> damage;
-    bulk_read(*source_, reads, [&](const RecordRead& read, const DamagedBlock& block) {
+    bulk_read(source_, reads, [&](const RecordRead& read, const DamagedBlock& block) {
       damage.emplace_back(read.record, block);
     });
     std::ranges::stable_sort(damage, {}, [](const auto& found) { return found.second.offset; });
@@ -111,15 +126,14 @@ class Verifier {
 
   VerifyReport finish() {
     using State = VerifyReport::State;
-    report_.state = !report_.findings.empty()   ? State::damaged
-                    : records_->has_checksums() ? State::good
-                                                : State::unchecked;
+    report_.state = !report_.findings.empty() ? State::damaged
+                    : contents_.has_checksums ? State::good
+                                              : State::unchecked;
     return std::move(report_);
   }
 
-  std::shared_ptr<const Source> source_;
-  std::optional<FileRecords> records_;
-  std::optional<format::BlockIndex> index_;
+  const Source& source_;
+  Contents contents_;
   std::map<std::string, bool> known_bad_;
   std::map<std::string, std::string> tensors_;  // record -> places of the tensors in it
   VerifyReport report_;
@@ -127,9 +141,11 @@ class Verifier {
 
 }  // namespace
 
-VerifyReport verify(std::shared_ptr<const Source> source) {
-  return Verifier(std::move(source)).run();
+VerifyReport verify(std::shared_ptr<const Source> source) { return Verifier(*source).run(); }
+VerifyReport verify(const std::filesystem::path& path) {
+  if (std::optional<engine::JoinedFile> joined = engine::open_joined(path, true))
+    return Verifier(*joined->source).run(std::move(joined->contents));
+  return verify(open_source(path));
 }
-VerifyReport verify(const std::filesystem::path& path) { return verify(open_source(path)); }
 
 }  // namespace perdure

@@ -126,6 +126,15 @@ void StorageChecksums::add_block(std::uint32_t block_crc32, std::uint64_t bytes)
   blocks.push_back(block_crc32);
 }
 
+std::uint32_t combined(const StorageChecksums& sums, std::uint64_t block_size) {
+  std::uint32_t whole = 0;
+  for (std::size_t block = 0; block < sums.blocks.size(); ++block) {
+    const std::uint64_t size = std::min(block_size, sums.size - block * block_size);
+    whole = crc32_combine(whole, sums.blocks[block], size);
+  }
+  return whole;
+}
+
 std::uint64_t block_count(std::uint64_t size, std::uint64_t block_size) noexcept {
   return size / block_size + (size % block_size != 0 ? 1 : 0);
 }

@@ -25,6 +25,9 @@ struct StorageChecksums {
   void add_block(std::uint32_t block_crc32, std::uint64_t bytes);
 };
 
+// The checksum of all of a storage, from those of its blocks.
+std::uint32_t combined(const StorageChecksums& sums, std::uint64_t block_size);
+
 // One line of the index. A path element is a str or an int; other keys stand there as their repr.
 struct IndexedTensor {
   KeyPath path;

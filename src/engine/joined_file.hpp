@@ -1,0 +1,21 @@
+// Checkpoints that are more than one file, opened as one.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <optional>
+#include <perdure/file.hpp>
+
+#include "format/contents.hpp"
+
+namespace perdure::engine {
+
+struct JoinedFile {
+  std::shared_ptr<const Source> source;  // the parts end to end: contents has offsets in it
+  format::Contents contents;
+};
+
+// Nothing where `path` is no such checkpoint, but one file by itself or something else.
+std::optional<JoinedFile> open_joined(const std::filesystem::path& path, bool allow_opaque);
+
+}  // namespace perdure::engine

@@ -1,0 +1,57 @@
+// What a file holds, in whichever of the formats that perdure reads: known before a byte of its
+// tensors is read. Each format has a reader that makes a Contents of a Source; docs/formats.md says
+// how each is told and what is refused.
+#pragma once
+
+#include <optional>
+#include <perdure/file.hpp>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "format/block_index.hpp"
+
+namespace perdure::format {
+
+struct Contents {
+  std::string format;  // in words: "PyTorch zip", "safetensors"
+  Value value;
+  // In the order of first mention: storages[i]->record == i, data == nullptr.
+  std::vector<std::shared_ptr<TensorStorage>> storages;
+  // What has a name and a place of its own in the file: of a zip, each of its records.
+  std::vector<CheckpointFile::Record> records;
+  std::vector<std::size_t> places;  // records[places[i]] has the bytes of storages[i]
+  bool has_checksums = false;       // the crc32 of every record is one to compare
+  std::optional<CheckpointInfo> info;
+  std::optional<BlockIndex> index;
+
+  const CheckpointFile::Record& record_of(std::size_t storage) const {
+    return records[places[storage]];
+  }
+  // The next storage, whose bytes are those of `record`, which no other has.
+  const std::shared_ptr<TensorStorage>& add_storage(CheckpointFile::Record record);
+};
+
+// By what stands in the file; its name says nothing. Error(unsupported) for a format that is known
+// and not read, Error(corrupt) for what is no format at all, and each reader's own. `allow_opaque`
+// as in CheckpointFile::open.
+Contents read_contents(const Source& source, bool allow_opaque);
+
+// By the first bytes alone: whether the rest holds what they promise, its reader finds out.
+enum class Format { torch_zip, torch_legacy, torch_tar, unknown };
+Format format_of(const Source& source);
+// "a PyTorch zip"; of an unknown format, one that perdure does not read and that is known by its
+// first bytes, or "".
+std::string describe_format(const Source& source);
+
+// Runs `parse`; an Error that it throws gets the file's name in front.
+template <class F>
+auto with_file_name(const Source& source, F&& parse) {
+  try {
+    return parse();
+  } catch (const Error& error) {
+    throw Error(error.code(), source.name() + ": " + error.what(), error.errno_value());
+  }
+}
+
+}  // namespace perdure::format
