@@ -9,6 +9,7 @@
 
 #include "format/contents.hpp"
 #include "format/crc32.hpp"
+#include "format/pickle_reader.hpp"
 #include "format/zip_records.hpp"
 
 namespace perdure::engine {

@@ -21,11 +21,12 @@ class Verifier {
   explicit Verifier(const Source& source) : source_(source) { report_.path = source.name(); }
 
   VerifyReport run() {
-    if (format_of(source_) == format::Format::torch_zip)
+    if (format::format_of(source_) == format::Format::torch_zip)
       read_zip();
     else
-      guarded("",
-              [&] { plainly([&](bool opaque) { contents_ = read_contents(source_, opaque); }); });
+      guarded("", [&] {
+        plainly([&](bool opaque) { contents_ = format::read_contents(source_, opaque); });
+      });
     return check();
   }
   VerifyReport run(Contents contents) {
