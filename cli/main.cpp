@@ -6,6 +6,7 @@
 #include <perdure/perdure.hpp>
 
 #include "command.hpp"
+#include "progress.hpp"
 
 namespace perdure::cli {
 namespace {
@@ -17,6 +18,8 @@ constexpr const char* kFooter =
     "Exit code: 0 good, 1 damage found, 2 could not run (or nothing there that can be checked).\n"
     "Example:\n"
     "  perdure ls runs/gpt && perdure verify runs/gpt";
+
+constexpr int kInterrupted = 130;  // 128 + SIGINT, as a shell says it
 
 int exit_code(Exit exit) { return static_cast<int>(exit); }
 
@@ -35,6 +38,8 @@ int run(const Invocation& invocation) {
     const Exit exit = invocation.run();
     flush_output();
     return exit_code(exit);
+  } catch (const Interrupted&) {
+    return kInterrupted;
   } catch (const Error& error) {
     return report(error, invocation.json);
   } catch (const std::bad_alloc&) {
