@@ -13,6 +13,7 @@
 #include <optional>
 #include <perdure/value.hpp>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace perdure {
@@ -143,6 +144,25 @@ class CheckpointFile {
   // overwritten. Only where reads_in_place().
   void read_in_place(const std::vector<std::size_t>& storages) const;
   bool reads_in_place() const;  // it has checksums for blocks of no more than a few MiB
+
+  // Reads these storages, by number, and keeps nothing: each byte of them goes once through `sink`,
+  // in runs of at most a few MiB that begin at multiples of 4 MiB in the storage, called by up to
+  // four threads at once, about in the order of the file. Checksums are compared before a run is
+  // handed on where the file has them for blocks, and at the end where it has one for all of a
+  // storage: only when this returns was all of it right. A few MiB of memory for each thread,
+  // whatever the size of the file. What `sink` throws ends the reading and is thrown.
+  using Sink = std::function<void(std::size_t storage, std::uint64_t at, ConstBytes bytes)>;
+  void stream(const std::vector<std::size_t>& storages, const Sink& sink) const;
+  // The same of two files side by side: pairs of a storage here and one of `other`, the size of one
+  // a whole multiple of the other's. `sink` gets the bytes of both at the same part of them; `at`
+  // counts in the smaller one.
+  using PairSink = std::function<void(std::size_t pair, std::uint64_t at, ConstBytes bytes,
+                                      ConstBytes of_other)>;
+  void stream_pairs(const CheckpointFile& other,
+                    const std::vector<std::pair<std::size_t, std::size_t>>& pairs,
+                    const PairSink& sink) const;
+  // The CRC-32 that all of a storage was written with; nothing where the file has no checksums.
+  std::optional<std::uint32_t> checksum(std::size_t storage) const;
 
   // A part of the file that has a name and a place of its own: an entry of a zip, without the top
   // folder in its name; the bytes of a storage or tensor in other formats.

@@ -6,6 +6,7 @@
 #include <limits>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <system_error>
 #include <thread>
 
@@ -27,6 +28,7 @@ constexpr std::uint64_t kMaxGap = std::uint64_t{16} << 10;
 // What a source may add on both sides to read whole pages.
 constexpr std::size_t kSlack = 2 * io::kPageSize;
 
+// A record that is being read, and the checksums of what was read of it.
 struct Job {
   RecordRead read;
   // Where a block is larger than what is read at one go: the checksums of its pieces, which are put
@@ -41,6 +43,42 @@ struct Job {
   }
   std::uint64_t size_of_block(std::uint64_t begin) const {
     return std::min(read.block_size, read.record->size - begin);
+  }
+  DamagedBlock damaged(std::uint64_t block) const {
+    const std::uint64_t begin = block * read.block_size;
+    return {read.record->offset + begin, size_of_block(begin)};
+  }
+  // Of a run of bytes in one block that begins at a multiple of kBlockSize in it. The block, where
+  // it is damaged and that is known by now.
+  std::optional<DamagedBlock> compare(std::uint64_t at, ConstBytes bytes) {
+    if (read.checksums.empty()) return std::nullopt;
+    const std::uint32_t sum = format::crc32(bytes);
+    const std::uint64_t block = at / read.block_size;
+    if (!piece_sums.empty())
+      piece_sums[block * pieces_in_block + at % read.block_size / kBlockSize] = sum;
+    else if (sum != read.checksums[block])
+      return damaged(block);
+    return std::nullopt;
+  }
+  // The others, when all of it was read.
+  std::vector<DamagedBlock> damaged_whole_blocks() const {
+    std::vector<DamagedBlock> found;
+    if (piece_sums.empty()) return found;
+    for (std::uint64_t block = 0; block < read.checksums.size(); ++block)
+      if (combined_sum(block) != read.checksums[block]) found.push_back(damaged(block));
+    return found;
+  }
+
+ private:
+  std::uint32_t combined_sum(std::uint64_t block) const {
+    std::uint64_t left = size_of_block(block * read.block_size);
+    std::uint32_t sum = 0;
+    for (std::uint64_t i = block * pieces_in_block; left > 0; ++i) {
+      const std::uint64_t size = std::min(left, kBlockSize);
+      sum = format::crc32_combine(sum, piece_sums[i], size);
+      left -= size;
+    }
+    return sum;
   }
 };
 
@@ -129,7 +167,8 @@ class BulkReader {
       work();
     }
     if (error_) std::rethrow_exception(error_);
-    for (const Job& job : jobs_) compare_whole_blocks(job);
+    for (const Job& job : jobs_)
+      for (const DamagedBlock& block : job.damaged_whole_blocks()) report(job, block);
   }
 
  private:
@@ -191,43 +230,19 @@ class BulkReader {
   }
 
   void put(const Piece& piece, ConstBytes bytes) {
-    compare(piece, bytes);
-    const MutableBytes into = piece.job->read.into;
-    if (into.empty() || bytes.data() == into.data() + piece.at) return;
-    stream_copy(into.data() + piece.at, bytes);
-  }
-
-  void compare(const Piece& piece, ConstBytes bytes) {
-    Job& job = *piece.job;
-    if (job.read.checksums.empty()) return;
-    const std::uint32_t sum = format::crc32(bytes);
-    const std::uint64_t block = piece.at / job.read.block_size;
-    if (!job.piece_sums.empty()) {
-      const std::uint64_t in_block = piece.at % job.read.block_size;
-      job.piece_sums[block * job.pieces_in_block + in_block / kBlockSize] = sum;
-    } else if (sum != job.read.checksums[block]) {
-      report(job, block);
+    const RecordRead& read = piece.job->read;
+    if (const auto block = piece.job->compare(piece.at, bytes)) {
+      report(*piece.job, *block);
+      if (read.sink) return;
     }
+    if (read.sink) return read.sink(piece.at, bytes);
+    if (read.into.empty() || bytes.data() == read.into.data() + piece.at) return;
+    stream_copy(read.into.data() + piece.at, bytes);
   }
 
-  void compare_whole_blocks(const Job& job) {
-    if (job.piece_sums.empty()) return;
-    for (std::uint64_t block = 0; block < job.read.checksums.size(); ++block) {
-      std::uint64_t left = job.size_of_block(block * job.read.block_size);
-      std::uint32_t sum = 0;
-      for (std::uint64_t i = block * job.pieces_in_block; left > 0; ++i) {
-        const std::uint64_t size = std::min(left, kBlockSize);
-        sum = format::crc32_combine(sum, job.piece_sums[i], size);
-        left -= size;
-      }
-      if (sum != job.read.checksums[block]) report(job, block);
-    }
-  }
-
-  void report(const Job& job, std::uint64_t block) {
+  void report(const Job& job, const DamagedBlock& block) {
     const std::lock_guard lock(damage_mutex_);
-    const std::uint64_t begin = block * job.read.block_size;
-    on_damage_(job.read, {job.read.record->offset + begin, job.size_of_block(begin)});
+    on_damage_(job.read, block);
   }
 
   const Source& source_;
@@ -244,11 +259,92 @@ class BulkReader {
   std::mutex damage_mutex_;  // held while on_damage_ is called
 };
 
+// The records that are read beside those of another file, a piece when it is asked for.
+class Beside {
+ public:
+  explicit Beside(const PairedReads& what)
+      : what_(what), jobs_(what.reads.begin(), what.reads.end()) {}
+
+  // Hands on, for a run of bytes of a record's partner, the bytes of the record that belong to it:
+  // `times` as many, at `times` that place.
+  template <class Take>
+  void read(std::size_t number, std::uint64_t at, std::uint64_t size, std::uint64_t times,
+            Take&& take) {
+    Job& job = jobs_[number];
+    const std::uint64_t end = (at + size) * times;
+    const std::shared_ptr<std::byte> scratch = borrow();
+    for (std::uint64_t begin = at * times; begin < end;) {
+      const std::uint64_t piece = std::min(kBlockSize, end - begin);
+      const ConstBytes bytes = what_.source.read_bulk(
+          job.read.record->offset + begin, {scratch.get(), piece}, {scratch.get(), kScratch});
+      if (const auto block = job.compare(begin, bytes))
+        report(job, *block);
+      else
+        take(begin / times - at, bytes);
+      begin += piece;
+    }
+    give_back(scratch);
+  }
+
+  void finish() {
+    for (const Job& job : jobs_) {
+      if (job.read.record->size == 0 && job.read.record->crc32 != 0)
+        report(job, {job.read.record->offset, 0});
+      for (const DamagedBlock& block : job.damaged_whole_blocks()) report(job, block);
+    }
+  }
+
+ private:
+  static constexpr std::size_t kScratch = kBlockSize + kSlack;
+
+  std::shared_ptr<std::byte> borrow() {
+    {
+      const std::lock_guard lock(mutex_);
+      if (!free_.empty()) {
+        std::shared_ptr<std::byte> scratch = std::move(free_.back());
+        free_.pop_back();
+        return scratch;
+      }
+    }
+    return io::allocate_fresh(kScratch);
+  }
+  void give_back(std::shared_ptr<std::byte> scratch) {
+    const std::lock_guard lock(mutex_);
+    free_.push_back(std::move(scratch));
+  }
+  void report(const Job& job, const DamagedBlock& block) {
+    const std::lock_guard lock(damage_mutex_);
+    what_.on_damage(job.read, block);
+  }
+
+  const PairedReads& what_;
+  std::vector<Job> jobs_;
+  std::mutex mutex_;
+  std::vector<std::shared_ptr<std::byte>> free_;
+  std::mutex damage_mutex_;  // held while on_damage is called
+};
+
 }  // namespace
 
 void bulk_read(const Source& source, const std::vector<RecordRead>& reads,
                const OnDamage& on_damage, const CheckpointFile::Scratch& scratch) {
   BulkReader(source, reads, on_damage, scratch).run();
+}
+
+void bulk_read_pairs(const PairedReads& one, const PairedReads& other, const PairSink& sink) {
+  Beside beside(other);
+  std::vector<RecordRead> reads = one.reads;
+  for (std::size_t i = 0; i < reads.size(); ++i) {
+    const std::uint64_t size = reads[i].record->size;
+    const std::uint64_t times = size == 0 ? 1 : other.reads[i].record->size / size;
+    reads[i].sink = [&beside, &sink, i, times](std::uint64_t at, ConstBytes bytes) {
+      beside.read(i, at, bytes.size(), times, [&](std::uint64_t begin, ConstBytes theirs) {
+        sink(i, at + begin, bytes.subspan(begin, theirs.size() / times), theirs);
+      });
+    };
+  }
+  bulk_read(one.source, reads, one.on_damage);
+  beside.finish();
 }
 
 }  // namespace perdure::engine

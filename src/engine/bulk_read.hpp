@@ -24,6 +24,11 @@ struct RecordRead {
   // Nothing of a block is written to `into` before its checksum was found right. Only for blocks of
   // at most format::kBlockSize.
   bool compare_first = false;
+  // Where it is set, what goes through it, and `into` is empty: runs of bytes that begin at
+  // multiples of format::kBlockSize in the record (and of block_size, where that is smaller), by
+  // several threads at once, about in the order of the file. Not those of a damaged block of at
+  // most format::kBlockSize; of a larger one, that is known at its end.
+  std::function<void(std::uint64_t at, ConstBytes bytes)> sink = {};
 };
 
 // Called for each damaged block, by one thread at a time, in any order. What it throws ends the
@@ -35,5 +40,18 @@ using OnDamage = std::function<void(const RecordRead&, const DamagedBlock&)>;
 // the first one in the file; those behind it may be unread.
 void bulk_read(const Source& source, const std::vector<RecordRead>& reads,
                const OnDamage& on_damage, const CheckpointFile::Scratch& scratch = {});
+
+// Reads records of two files side by side: each of `reads` with the one in its place in `others`,
+// which has a whole multiple of its size. `sink` gets the bytes of both that are at the same part
+// of them, under the number of the pair; otherwise as RecordRead::sink. Their blocks must be
+// multiples of format::kBlockSize, or whole records.
+using PairSink =
+    std::function<void(std::size_t pair, std::uint64_t at, ConstBytes bytes, ConstBytes other)>;
+struct PairedReads {
+  const Source& source;
+  std::vector<RecordRead> reads;
+  const OnDamage& on_damage;
+};
+void bulk_read_pairs(const PairedReads& one, const PairedReads& other, const PairSink& sink);
 
 }  // namespace perdure::engine

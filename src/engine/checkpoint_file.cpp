@@ -20,12 +20,7 @@ struct CheckpointFile::Parts {
 
   void read(const std::vector<engine::RecordRead>& reads) const { read_from(*source, reads); }
   void read_from(const Source& from, const std::vector<engine::RecordRead>& reads) const {
-    engine::bulk_read(
-        from, reads,
-        [this](const engine::RecordRead& read, const engine::DamagedBlock& block) {
-          throw Error(ErrorCode::corrupt, describe(*read.record, block));
-        },
-        scratch);
+    engine::bulk_read(from, reads, refusal(), scratch);
   }
 
   std::string describe(const Record& record, const engine::DamagedBlock& block) const {
@@ -51,6 +46,21 @@ struct CheckpointFile::Parts {
     for (std::size_t i = 0; i < wanted.size(); ++i)
       if (wanted[i]) numbers.push_back(i);
     return numbers;
+  }
+
+  // As one stream: in runs that begin at multiples of kBlockSize.
+  engine::RecordRead stream_of(std::size_t storage) const {
+    const Record& record = contents.records.at(contents.places.at(storage));
+    engine::RecordRead read = engine::read_of(contents, record, {});
+    if (read.block_size % format::kBlockSize == 0 || read.checksums.empty()) return read;
+    read.block_size = record.size;  // blocks of another program's choice: by the record's own
+    read.checksums = std::span(&record.crc32, 1);
+    return read;
+  }
+  engine::OnDamage refusal() const {
+    return [this](const engine::RecordRead& read, const engine::DamagedBlock& block) {
+      throw Error(ErrorCode::corrupt, describe(*read.record, block));
+    };
   }
 
   std::string tensor_in(const Record& record) const {
@@ -186,6 +196,63 @@ void CheckpointFile::read_in_place(const std::vector<std::size_t>& numbers) cons
     reads.back().compare_first = true;
   }
   parts_->read(reads);
+}
+
+void CheckpointFile::stream(const std::vector<std::size_t>& numbers, const Sink& sink) const {
+  std::vector<engine::RecordRead> reads;
+  for (const std::size_t number : numbers) {
+    reads.push_back(parts_->stream_of(number));
+    reads.back().sink = [&sink, number](std::uint64_t at, ConstBytes bytes) {
+      sink(number, at, bytes);
+    };
+  }
+  parts_->read(reads);
+}
+
+namespace {
+
+void require_multiple(const TensorStorage& small, const TensorStorage& large) {
+  if (small.size == 0 ? large.size != 0 : large.size % small.size != 0)
+    throw Error(ErrorCode::invalid, fmt::format("storages of {} and {} bytes to read side by side",
+                                                small.size, large.size));
+}
+
+}  // namespace
+
+void CheckpointFile::stream_pairs(const CheckpointFile& other,
+                                  const std::vector<std::pair<std::size_t, std::size_t>>& pairs,
+                                  const PairSink& sink) const {
+  const engine::OnDamage here = parts_->refusal();
+  const engine::OnDamage there = other.parts_->refusal();
+  // Led by the smaller of each pair, so that a run of it belongs to whole runs of the other one.
+  engine::PairedReads small{*parts_->source, {}, here};
+  engine::PairedReads large{other.*parts_->source, {}, there};
+  engine::PairedReads large_here = small;
+  engine::PairedReads small_there = large;
+  std::vector<std::size_t> led_here;
+  std::vector<std::size_t> led_there;
+  for (std::size_t i = 0; i < pairs.size(); ++i) {
+    const TensorStorage& one = *storages().at(pairs[i].first);
+    const TensorStorage& two = *other.storages().at(pairs[i].second);
+    const bool leads = one.size <= two.size;
+    require_multiple(leads ? one : two, leads ? two : one);
+    (leads ? led_here : led_there).push_back(i);
+    (leads ? small : large_here).reads.push_back(parts_->stream_of(pairs[i].first));
+    (leads ? large : small_there).reads.push_back(other.parts_->stream_of(pairs[i].second));
+  }
+  engine::bulk_read_pairs(small, large,
+                          [&](std::size_t i, std::uint64_t at, ConstBytes mine, ConstBytes theirs) {
+                            sink(led_here[i], at, mine, theirs);
+                          });
+  engine::bulk_read_pairs(small_there, large_here,
+                          [&](std::size_t i, std::uint64_t at, ConstBytes theirs, ConstBytes mine) {
+                            sink(led_there[i], at, mine, theirs);
+                          });
+}
+
+std::optional<std::uint32_t> CheckpointFile::checksum(std::size_t storage) const {
+  if (!has_checksums()) return std::nullopt;
+  return parts_->contents.records.at(parts_->contents.places.at(storage)).crc32;
 }
 
 }  // namespace perdure
