@@ -1,16 +1,18 @@
 """Writes the seeds of the fuzz targets: small files as torch.save writes them, pickles of all protocols, and what else
 there is to parse.
 
-    python fuzz/make_seeds.py          (needs torch; and perdure, for the files that perdure writes)
+    python fuzz/make_seeds.py          (needs torch and safetensors; and perdure, for the files that perdure writes)
 """
 
 import collections
 import io
+import json
 import pathlib
 import pickle
 import tempfile
 import zipfile
 
+import safetensors.torch
 import torch
 
 import perdure
@@ -93,6 +95,14 @@ def texts():
         yield f"patterns/{number}", pattern.encode()
 
 
+def safetensors_files():
+    tensors = {"a": torch.ones(2, 3), "b": torch.zeros(0, dtype=torch.bool), "c": torch.tensor(1.5, dtype=torch.bfloat16)}
+    yield "safetensors/tensors", safetensors.torch.save(tensors, {"format": "pt"})
+    yield "safetensors/empty", safetensors.torch.save({})
+    places = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    yield "safetensors_index/two", json.dumps({"metadata": {"total_size": 24}, "weight_map": places}).encode()
+
+
 def with_pickles(pickles):
     state = pickles["training"]
     yield "renaming/one", b"model.*\tnet.*\n\n" + state
@@ -117,7 +127,7 @@ def main():
     more = {f"zip/{name}.pt": data for name, data in files.items()}
     more |= {f"pickle/{name}.pkl": data for name, data in pickles.items()}
     more |= {f"directory/{name}": data for name, data in plain_zips()}
-    more |= {**dict(own_records()), **dict(texts()), **dict(with_pickles(pickles))}
+    more |= {**dict(own_records()), **dict(texts()), **dict(safetensors_files()), **dict(with_pickles(pickles))}
     for name, data in more.items():
         (SEEDS / name).parent.mkdir(exist_ok=True)
         (SEEDS / name).write_bytes(data)
