@@ -226,7 +226,7 @@ void CheckpointFile::stream_pairs(const CheckpointFile& other,
   const engine::OnDamage there = other.parts_->refusal();
   // Led by the smaller of each pair, so that a run of it belongs to whole runs of the other one.
   engine::PairedReads small{*parts_->source, {}, here};
-  engine::PairedReads large{other.*parts_->source, {}, there};
+  engine::PairedReads large{*other.parts_->source, {}, there};
   engine::PairedReads large_here = small;
   engine::PairedReads small_there = large;
   std::vector<std::size_t> led_here;
