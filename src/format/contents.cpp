@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "format/legacy.hpp"
 #include "format/torch_zip.hpp"
 
 namespace perdure::format {
@@ -99,6 +100,7 @@ Contents read_contents(const Source& source, bool allow_opaque) {
     case Format::torch_zip:
       return read_torch_zip(ZipRecords(source), allow_opaque);
     case Format::torch_legacy:
+      return read_legacy(source, allow_opaque);
     case Format::torch_tar:
     case Format::unknown:
       break;

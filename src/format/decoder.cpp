@@ -63,8 +63,9 @@ std::string dotted(const Node& global) {
 
 class Decoder {
  public:
-  Decoder(const Pickle& pickle, const RecordSize& record_size, bool allow_opaque)
-      : pickle_(pickle), record_size_(record_size), allow_opaque_(allow_opaque) {}
+  Decoder(const Pickle& pickle, const RecordSize& record_size, bool allow_opaque,
+          PickleOrigin origin)
+      : pickle_(pickle), record_size_(record_size), allow_opaque_(allow_opaque), origin_(origin) {}
 
   Decoded run() {
     out_.value = decode(pickle_.root);
@@ -76,7 +77,8 @@ class Decoder {
   using Handler = Value (Decoder::*)(const Node& call, const Arguments& arguments);
 
   [[noreturn]] void damaged(const std::string& what) const {
-    throw Error(ErrorCode::corrupt, fmt::format("data.pkl, {}: {}", format_path(path_), what));
+    throw Error(ErrorCode::corrupt,
+                fmt::format("{}, {}: {}", origin_.name, format_path(path_), what));
   }
   void require(bool ok, const char* what) const {
     if (!ok) damaged(what);
@@ -104,6 +106,8 @@ class Decoder {
   void fill_dict(Dict& dict, const std::vector<NodeId>& items);
   void fill_pairs(Dict& dict, NodeId list);
   Value decode_global(const Node& node);
+  const Node* class_of(const Node& node) const;
+  Value decode_persistent(const Node& node);
   Value decode_call(const Node& node);
   Value call_opaque(const Node& node);
   Value opaque(std::string module, std::string name, const Node& node);
@@ -123,6 +127,10 @@ class Decoder {
   Value call_tensor_v3(const Node& call, const Arguments& arguments);
   Value call_meta_tensor(const Node& call, const Arguments& arguments);
   Value call_parameter(const Node& call, const Arguments& arguments);
+  Value call_script_list(const Node& call, const Arguments& arguments);
+  Value call_typed(const Node& call, const Arguments& arguments);
+  bool is_script_object(const Node& call) const;
+  Value decode_script_object(const Node& call);
   static Handler find_handler(std::string_view module, std::string_view name);
 
   const Node& node(NodeId id, NodeKind kind, const char* what) const {
@@ -138,16 +146,27 @@ class Decoder {
   std::string text(NodeId id, const char* what) { return text(node(id, NodeKind::string, what)); }
   std::vector<std::int64_t> integers(NodeId id);
   DType dtype(NodeId id) const;
-  void take_geometry(Tensor& tensor, const Arguments& arguments);
+  // What a tensor looks into: all of a storage, or in files of before PyTorch 0.4 a part of it.
+  struct StorageView {
+    std::shared_ptr<TensorStorage> storage;
+    std::optional<DType> typed;
+    std::int64_t first = 0;  // element
+    std::uint64_t end = 0;   // byte
+  };
+  std::string record_name(const std::string& key) const {
+    return repr(Value(fmt::format("{}/{}", origin_.folder, key)));
+  }
+  StorageView storage(NodeId id);
+  void take_view(StorageView& view, const Arguments& metadata) const;
+  void take_storage(Tensor& tensor, const StorageView& view, const Arguments& arguments);
   void take_flags(Tensor& tensor, NodeId flags) const;
-  void check_extent(const Tensor& tensor) const;
-  std::shared_ptr<TensorStorage> storage(NodeId id, std::optional<DType>* typed);
   std::shared_ptr<TensorStorage> storage_for_key(const std::string& key, const std::string& device,
                                                  DType dtype, std::uint64_t declared);
 
   const Pickle& pickle_;
   const RecordSize& record_size_;
   bool allow_opaque_;
+  const PickleOrigin origin_;
   KeyPath path_;
   Decoded out_;
   std::unordered_map<NodeId, Value> done_;  // containers and tensors: shared ones stay shared
@@ -164,13 +183,15 @@ void Decoder::spend_text(std::uint64_t bytes) {
   text_ += bytes;
   if (is_over_budget())
     throw Error(ErrorCode::unsupported,
-                "data.pkl: texts that stand in so many places that they would fill memory");
+                fmt::format("{}: texts that stand in so many places that they would fill memory",
+                            origin_.name));
 }
 void Decoder::spend_items(std::uint64_t count) {
   items_ += count;
   if (is_over_budget())
-    throw Error(ErrorCode::unsupported,
-                "data.pkl: values shared so often that they would fill memory");
+    throw Error(
+        ErrorCode::unsupported,
+        fmt::format("{}: values shared so often that they would fill memory", origin_.name));
 }
 void Decoder::spend_scalar(const Value& value) {
   if (value.kind() == Kind::string || value.kind() == Kind::bytes ||
@@ -227,7 +248,7 @@ Value Decoder::decode_fresh(NodeId id) {
     case NodeKind::call:
       return decode_call(source);
     case NodeKind::persistent:
-      return opaque("torch", "storage without a tensor", Node{});
+      return decode_persistent(source);
   }
   damaged("an unknown kind of value");
 }
@@ -320,6 +341,23 @@ Value Decoder::decode_global(const Node& source) {
   return opaque(std::string(source.text), std::string(source.name), Node{});
 }
 
+// ('module', class, file, source) of the legacy format: a class of the user's, with its text.
+const Node* Decoder::class_of(const Node& source) const {
+  if (source.kind == NodeKind::global) return &source;
+  if (source.kind != NodeKind::persistent) return nullptr;
+  const Node& id = pickle_[source.items[0]];
+  const bool is_module = id.kind == NodeKind::tuple && id.items.size() == 4 &&
+                         pickle_[id.items[0]].kind == NodeKind::string &&
+                         pickle_[id.items[0]].text == "module";
+  return is_module && pickle_[id.items[1]].kind == NodeKind::global ? &pickle_[id.items[1]]
+                                                                    : nullptr;
+}
+
+Value Decoder::decode_persistent(const Node& source) {
+  if (const Node* type = class_of(source)) return decode_global(*type);
+  return opaque("torch", "storage without a tensor", Node{});
+}
+
 Value Decoder::opaque(std::string module, std::string name, const Node& source) {
   Opaque out{std::move(module), std::move(name), {}, {}};
   if (!allow_opaque_)
@@ -358,6 +396,11 @@ Decoder::Handler Decoder::find_handler(std::string_view module, std::string_view
       {"torch", "Size", &Decoder::call_size},
       {"torch", "device", &Decoder::call_device},
       {"torch.serialization", "_get_layout", &Decoder::call_layout},
+      {"torch.jit._pickle", "build_intlist", &Decoder::call_script_list},
+      {"torch.jit._pickle", "build_doublelist", &Decoder::call_script_list},
+      {"torch.jit._pickle", "build_boollist", &Decoder::call_script_list},
+      {"torch.jit._pickle", "build_tensorlist", &Decoder::call_script_list},
+      {"torch.jit._pickle", "restore_type_tag", &Decoder::call_typed},
   };
   if (module == "__builtin__")
     module = "builtins";  // protocol 2 spells Python 3's builtins as Python 2 did
@@ -367,14 +410,40 @@ Decoder::Handler Decoder::find_handler(std::string_view module, std::string_view
 }
 
 Value Decoder::call_opaque(const Node& source) {
-  const Node& callee = pickle_[source.function];
-  if (callee.kind != NodeKind::global)
-    return opaque("?", "a call of something that is no name", source);
+  const Node* callee = class_of(pickle_[source.function]);
+  if (callee == nullptr) return opaque("?", "a call of something that is no name", source);
+  spend_text(callee->text.size() + callee->name.size());
+  return opaque(std::string(callee->text), std::string(callee->name), source);
+}
+
+// An instance of a class whose code stands in the archive; its methods are not looked at.
+bool Decoder::is_script_object(const Node& call) const {
+  const Node& callee = pickle_[call.function];
+  return callee.kind == NodeKind::global &&
+         (callee.text == "__torch__" || callee.text.starts_with("__torch__.")) &&
+         call.added.empty() && pickle_[call.items[0]].items.size() <= 1;
+}
+
+// Its attributes, and what is not a dict of them as "(state)": what __getstate__ gave, or the value
+// of an enum.
+Value Decoder::decode_script_object(const Node& call) {
+  const Node& callee = pickle_[call.function];
+  const Arguments& arguments = pickle_[call.items[0]].items;
   spend_text(callee.text.size() + callee.name.size());
-  return opaque(std::string(callee.text), std::string(callee.name), source);
+  require(is_utf8(callee.text) && is_utf8(callee.name), "a class whose name is no UTF-8");
+  Dict out(Kind::ordered_dict);
+  if (call.state != kNoNode && pickle_[call.state].kind == NodeKind::dict)
+    fill_dict(out, pickle_[call.state].items);
+  else if (call.state != kNoNode)
+    out.set("(state)", decode_at("(state)", call.state));
+  if (!arguments.empty()) out.set("(value)", decode_at("(value)", arguments[0]));
+  out.set_attributes(std::make_shared<Dict>(
+      Dict{{"_class", std::string(callee.text) + "." + std::string(callee.name)}}));
+  return Value(std::move(out));
 }
 
 Value Decoder::decode_call(const Node& source) {
+  if (is_script_object(source)) return decode_script_object(source);
   const Node& callee = pickle_[source.function];
   const Handler handler =
       callee.kind == NodeKind::global ? find_handler(callee.text, callee.name) : nullptr;
@@ -505,64 +574,84 @@ std::shared_ptr<TensorStorage> Decoder::storage_for_key(const std::string& key,
   require(it->second.dtype == dtype, "its record is a storage of another type elsewhere");
   if (!fresh) return out_.storages[it->second.number];
   const auto size = record_size_ ? record_size_(key) : std::optional(declared);
-  if (!size) damaged(fmt::format("its record {} is not in the file", repr(Value("data/" + key))));
+  if (!size) damaged(fmt::format("its record {} is not in the file", record_name(key)));
   auto made = std::make_shared<TensorStorage>();
   made->size = *size;
   made->device = device;
   made->record = static_cast<std::int64_t>(out_.storages.size());
   out_.storages.push_back(made);
   out_.keys.push_back(key);
+  out_.item_sizes.push_back(itemsize(dtype));
   return made;
 }
 
 // ('storage', class, key, device, number of elements)
-std::shared_ptr<TensorStorage> Decoder::storage(NodeId id, std::optional<DType>* typed) {
+// ('storage', class, key, device, count), and in the legacy format None or (view key, offset,
+// count).
+Decoder::StorageView Decoder::storage(NodeId id) {
   const Node& persistent = node(id, NodeKind::persistent, "a storage is expected");
   const auto& fields =
       node(persistent.items[0], NodeKind::tuple, "a storage of an unknown form").items;
-  require(fields.size() == 5 && pickle_[fields[0]].kind == NodeKind::string &&
-              pickle_[fields[0]].text == "storage",
+  require((fields.size() == 5 || fields.size() == 6) &&
+              pickle_[fields[0]].kind == NodeKind::string && pickle_[fields[0]].text == "storage",
           "a storage of an unknown form");
   const Node& type = node(fields[1], NodeKind::global, "a storage without a class");
-  *typed = type.text == "torch" ? storage_dtype(type.name) : std::nullopt;
+  StorageView view;
+  view.typed = type.text == "torch" ? storage_dtype(type.name) : std::nullopt;
   const bool untyped =
       type.name == "UntypedStorage" && (type.text == "torch.storage" || type.text == "torch");
-  if (!*typed && !untyped)
+  if (!view.typed && !untyped)
     throw Error(ErrorCode::unsupported, fmt::format("{} lies in a {}, which perdure does not know",
                                                     format_path(path_), dotted(type)));
   const std::string key = text(fields[2], "a storage without a key");
   const std::string device = text(fields[3], "a storage without a device");
   require(is_plain_name(device), "a storage on a device of an unknown form");
   const std::int64_t count = integer(fields[4]);
-  const std::uint64_t item = *typed ? itemsize(**typed) : 1;
+  const std::uint64_t item = view.typed ? itemsize(*view.typed) : 1;
   const bool fits = count >= 0 && static_cast<std::uint64_t>(count) <=
                                       std::numeric_limits<std::uint64_t>::max() / item;
-  const std::uint64_t declared = fits ? static_cast<std::uint64_t>(count) * item : 0;
-  auto made = storage_for_key(key, device, typed->value_or(DType::uint8), declared);
-  if (!fits || made->size != declared)
+  view.end = fits ? static_cast<std::uint64_t>(count) * item : 0;
+  view.storage = storage_for_key(key, device, view.typed.value_or(DType::uint8), view.end);
+  if (!fits || view.storage->size != view.end)
     damaged(fmt::format("the record {} has {} bytes, not {} elements of {} bytes each",
-                        repr(Value("data/" + key)), made->size, count, item));
-  return made;
+                        record_name(key), view.storage->size, count, item));
+  if (fields.size() == 6 && pickle_[fields[5]].kind != NodeKind::none)
+    take_view(view, node(fields[5], NodeKind::tuple, "a storage of an unknown form").items);
+  return view;
 }
 
-void Decoder::take_geometry(Tensor& tensor, const Arguments& arguments) {
-  tensor.storage_offset = integer(arguments[1]);
-  tensor.shape = integers(arguments[2]);
-  tensor.strides = integers(arguments[3]);
+void Decoder::take_view(StorageView& view, const Arguments& metadata) const {
+  require(metadata.size() == 3, "a storage of an unknown form");
+  const std::uint64_t item = view.typed ? itemsize(*view.typed) : 1;
+  const std::uint64_t whole = view.end / item;
+  const std::int64_t count = integer(metadata[2]);
+  view.first = integer(metadata[1]);
+  require(view.first >= 0 && count >= 0 && static_cast<std::uint64_t>(view.first) <= whole &&
+              static_cast<std::uint64_t>(count) <= whole - static_cast<std::uint64_t>(view.first),
+          "a view that reaches outside of its storage");
+  view.end = static_cast<std::uint64_t>(view.first + count) * item;
 }
 
 // No element may lie outside of the record: this is what stands between a file and somebody else's
 // memory.
-void Decoder::check_extent(const Tensor& tensor) const {
+void Decoder::take_storage(Tensor& tensor, const StorageView& view, const Arguments& arguments) {
+  tensor.storage = view.storage;
+  tensor.shape = integers(arguments[2]);
+  tensor.strides = integers(arguments[3]);
+  tensor.storage_offset = integer(arguments[1]);
+  if (view.first != 0)
+    require(tensor.storage_offset >= 0 &&
+                !__builtin_add_overflow(tensor.storage_offset, view.first, &tensor.storage_offset),
+            "a tensor with an impossible offset");
   std::uint64_t end = 0;
   try {
     end = tensor.byte_range().second;
   } catch (const Error& error) {
     damaged(error.what());
   }
-  if (end > tensor.storage->size)
-    damaged(fmt::format("a tensor that reaches to byte {} of a storage of {} bytes", end,
-                        tensor.storage->size));
+  if (end > view.end)
+    damaged(
+        fmt::format("a tensor that reaches to byte {} of a storage of {} bytes", end, view.end));
 }
 
 void Decoder::take_flags(Tensor& tensor, NodeId flags) const {
@@ -572,10 +661,9 @@ void Decoder::take_flags(Tensor& tensor, NodeId flags) const {
     const std::string_view name =
         node(items[i], NodeKind::string, "tensor flags of an unknown form").text;
     if (name != "conj" && name != "neg")
-      throw Error(
-          ErrorCode::unsupported,
-          fmt::format("data.pkl, {}: a tensor with the flag {}, which perdure does not know",
-                      format_path(path_), repr(Value(name))));
+      throw Error(ErrorCode::unsupported,
+                  fmt::format("{}, {}: a tensor with the flag {}, which perdure does not know",
+                              origin_.name, format_path(path_), repr(Value(name))));
     (name == "conj" ? tensor.conj : tensor.neg) = boolean(items[i + 1]);
   }
   require(!tensor.conj || is_complex(tensor.dtype), "a conjugated tensor that is not complex");
@@ -586,13 +674,11 @@ Value Decoder::call_tensor(const Node&, const Arguments& arguments) {
   require(arguments.size() == 4 || arguments.size() == 6 || arguments.size() == 7,
           "a tensor of an unknown form");
   Tensor tensor;
-  std::optional<DType> typed;
-  tensor.storage = storage(arguments[0], &typed);
-  tensor.dtype = typed.value_or(DType::uint8);
-  take_geometry(tensor, arguments);
+  const StorageView view = storage(arguments[0]);
+  tensor.dtype = view.typed.value_or(DType::uint8);
+  take_storage(tensor, view, arguments);
   if (arguments.size() > 4) tensor.requires_grad = boolean(arguments[4]);
   if (arguments.size() > 6) take_flags(tensor, arguments[6]);
-  check_extent(tensor);
   return Value(std::move(tensor));
 }
 
@@ -600,13 +686,10 @@ Value Decoder::call_tensor(const Node&, const Arguments& arguments) {
 Value Decoder::call_tensor_v3(const Node&, const Arguments& arguments) {
   require(arguments.size() == 7 || arguments.size() == 8, "a tensor of an unknown form");
   Tensor tensor;
-  std::optional<DType> typed;
-  tensor.storage = storage(arguments[0], &typed);
   tensor.dtype = dtype(arguments[6]);
-  take_geometry(tensor, arguments);
+  take_storage(tensor, storage(arguments[0]), arguments);
   tensor.requires_grad = boolean(arguments[4]);
   if (arguments.size() > 7) take_flags(tensor, arguments[7]);
-  check_extent(tensor);
   return Value(std::move(tensor));
 }
 
@@ -640,10 +723,24 @@ Value Decoder::call_parameter(const Node&, const Arguments& arguments) {
   return Value(std::move(tensor));
 }
 
+// (list)
+Value Decoder::call_script_list(const Node&, const Arguments& arguments) {
+  require(arguments.size() == 1, "a list of an unknown form");
+  return Value::list(
+      decode_items(node(arguments[0], NodeKind::list, "a list of an unknown form").items));
+}
+
+// (value, "Dict[str, Tensor]")
+Value Decoder::call_typed(const Node&, const Arguments& arguments) {
+  require(arguments.size() == 2, "a typed value of an unknown form");
+  return decode(arguments[0]);
+}
+
 }  // namespace
 
-Decoded decode(const Pickle& pickle, const RecordSize& record_size, bool allow_opaque) {
-  return Decoder(pickle, record_size, allow_opaque).run();
+Decoded decode(const Pickle& pickle, const RecordSize& record_size, bool allow_opaque,
+               PickleOrigin origin) {
+  return Decoder(pickle, record_size, allow_opaque, origin).run();
 }
 
 }  // namespace perdure::format

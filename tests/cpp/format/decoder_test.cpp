@@ -509,8 +509,6 @@ TEST(ForeignFile, OtherFormatsAreNamed) {
   const auto open = [](const std::string& bytes) { CheckpointFile::open(source_of(bytes)); };
   EXPECT_ERROR(corrupt, "the file is empty", open(""));
   EXPECT_ERROR(corrupt, "does not begin as a PyTorch file", open(std::string(4096, '\0')));
-  EXPECT_ERROR(unsupported, "legacy format",
-               open(std::string("\x80\x02\x8a\x0a\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19.", 15)));
   EXPECT_ERROR(unsupported, "tar format",
                open(std::string(257, '\0') + "ustar" + std::string(800, '\0')));
   ZipParts zip = small_file();
