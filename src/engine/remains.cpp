@@ -44,7 +44,7 @@ void refuse_other_formats(const Source& source) {
 }
 
 void refuse_torch_script(const format::ZipRecords& zip) {
-  if (zip.find("constants.pkl") != nullptr)
+  if (zip.is_torch_script())
     throw Error(
         ErrorCode::unsupported,
         fmt::format("{}: a TorchScript archive, which cannot be repaired", zip.source().name()));

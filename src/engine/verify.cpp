@@ -7,6 +7,7 @@
 #include "engine/file_records.hpp"
 #include "engine/joined_file.hpp"
 #include "format/torch_zip.hpp"
+#include "format/unpack.hpp"
 
 namespace perdure {
 namespace {
@@ -57,6 +58,7 @@ class Verifier {
     guarded(".perdure/checkpoint.json", [&] { zip->read_info(); });
     guarded(".perdure/index", [&] { contents_.index = zip->read_index(); });
     guarded("data.pkl", [&] { read_structure(*zip); });
+    check_packed(zip->packed());
     contents_.records = std::move(*zip).take();
   }
 
@@ -115,6 +117,19 @@ class Verifier {
     });
     std::ranges::stable_sort(damage, {}, [](const auto& found) { return found.second.offset; });
     for (const auto& [record, block] : damage) add_damage(*record, block);
+  }
+
+  void check_packed(const std::vector<format::PackedRecord>& records) {
+    std::uint64_t unpacked = 0;
+    for (const auto& [record, size] : records) {
+      unpacked += std::min(size, format::kMaxUnpacked + 1);
+      if (unpacked > format::kMaxUnpacked)
+        throw Error(
+            ErrorCode::unsupported,
+            fmt::format("{}: its compressed records unpack to more than 1 GiB", source_.name()));
+      report_.bytes += record.size;
+      guarded(record.name, [&] { format::check_unpacked(source_, {record, size}); });
+    }
   }
 
   void add_damage(const CheckpointFile::Record& record, const DamagedBlock& block) {

@@ -5,7 +5,7 @@
 #include <charconv>
 #include <cstdint>
 
-#include "format/decoder.hpp"
+#include "format/torch_script.hpp"
 
 namespace perdure::format {
 namespace {
@@ -35,42 +35,52 @@ void check_version(const ZipRecords& zip) {
                             repr(Value(text))));
 }
 
-void refuse_torch_script(const ZipRecords& zip) {
-  if (zip.find("constants.pkl") == nullptr) return;
-  throw Error(ErrorCode::unsupported,
-              fmt::format("{}: a TorchScript archive (torch.jit.save, or torch::save of LibTorch), "
-                          "not a checkpoint; save the state_dict instead",
-                          zip.source().name()));
+std::string describe(const ZipRecords& zip, const Contents& contents) {
+  if (zip.is_torch_script()) return "TorchScript";
+  return contents.info ? "perdure (PyTorch zip)" : "PyTorch zip";
 }
 
 }  // namespace
 
 Contents read_torch_zip(ZipRecords zip, bool allow_opaque) {
-  refuse_torch_script(zip);
   Contents contents;
   contents.has_checksums = zip.has_checksums();
+  // First, so that a newer format is told as such and not as damage.
   contents.info = zip.read_info();
   check_byte_order(zip);
   check_version(zip);
   contents.index = zip.read_index();
-  contents.format = contents.info ? "perdure (PyTorch zip)" : "PyTorch zip";
+  contents.format = describe(zip, contents);
   read_structure(zip, allow_opaque, contents);
   contents.records = std::move(zip).take();
   return contents;
 }
 
 void read_structure(const ZipRecords& zip, bool allow_opaque, Contents& contents) {
-  const std::string pickle = zip.read_required("data.pkl");
-  const auto find = [&](std::string_view key) { return zip.find(fmt::format("data/{}", key)); };
+  contents.storages.clear();
+  contents.places.clear();
+  if (zip.is_torch_script()) return read_script_structure(zip, allow_opaque, contents);
+  contents.value = read_pickle_record(zip, {}, allow_opaque, contents);
+}
+
+Value read_pickle_record(const ZipRecords& zip, const PickleOrigin& origin, bool allow_opaque,
+                         Contents& contents) {
+  const std::string pickle = zip.read_required(origin.name);
+  const auto find = [&](std::string_view key) {
+    return zip.find(fmt::format("{}/{}", origin.folder, key));
+  };
   const auto size = [&](std::string_view key) -> std::optional<std::uint64_t> {
     const auto* record = find(key);
     return record == nullptr ? std::nullopt : std::optional(record->size);
   };
-  Decoded decoded =
-      with_file_name(zip.source(), [&] { return decode(read_pickle(pickle), size, allow_opaque); });
-  contents.value = std::move(decoded.value);
-  contents.storages = std::move(decoded.storages);
-  for (const std::string& key : decoded.keys) contents.places.push_back(zip.place_of(*find(key)));
+  Decoded decoded = with_file_name(
+      zip.source(), [&] { return decode(read_pickle(pickle), size, allow_opaque, origin); });
+  for (std::size_t i = 0; i < decoded.storages.size(); ++i) {
+    decoded.storages[i]->record = static_cast<std::int64_t>(contents.storages.size());
+    contents.storages.push_back(std::move(decoded.storages[i]));
+    contents.places.push_back(zip.place_of(*find(decoded.keys[i])));
+  }
+  return std::move(decoded.value);
 }
 
 }  // namespace perdure::format

@@ -17,8 +17,7 @@ void require_zip(bool ok, std::uint64_t offset, const char* what) {
 
 // A zip64 field stands there if and only if its short field is all ones.
 void apply_zip64(std::string_view extra, std::uint64_t offset, CentralEntry& entry,
-                 std::uint64_t* compressed, bool size_is_max, bool compressed_is_max,
-                 bool offset_is_max) {
+                 bool size_is_max, bool compressed_is_max, bool offset_is_max) {
   ByteReader in(extra, "zip extra field", offset);
   bool seen = false;
   while (!in.done()) {
@@ -29,7 +28,7 @@ void apply_zip64(std::string_view extra, std::uint64_t offset, CentralEntry& ent
     seen = true;
     ByteReader field(body, "zip64 field", offset);
     if (size_is_max) entry.size = field.take<std::uint64_t>();
-    if (compressed_is_max) *compressed = field.take<std::uint64_t>();
+    if (compressed_is_max) entry.compressed = field.take<std::uint64_t>();
     if (offset_is_max) entry.header_offset = field.take<std::uint64_t>();
     require_zip(field.done(), offset, "a zip64 field with more in it than is called for");
   }
@@ -47,7 +46,7 @@ CentralEntry take_central_entry(ByteReader& in, std::uint64_t directory) {
   entry.method = in.take<std::uint16_t>();
   in.take<std::uint32_t>();  // time and date
   entry.crc32 = in.take<std::uint32_t>();
-  std::uint64_t compressed = in.take<std::uint32_t>();
+  entry.compressed = in.take<std::uint32_t>();
   entry.size = in.take<std::uint32_t>();
   const auto name_size = in.take<std::uint16_t>();
   const auto extra_size = in.take<std::uint16_t>();
@@ -59,16 +58,15 @@ CentralEntry take_central_entry(ByteReader& in, std::uint64_t directory) {
               "a record that is marked as a folder");
   entry.header_offset = in.take<std::uint32_t>();
   entry.name = in.take_bytes(name_size);
-  apply_zip64(in.take_bytes(extra_size), offset, entry, &compressed, entry.size == kMax32,
-              compressed == kMax32, entry.header_offset == kMax32);
+  apply_zip64(in.take_bytes(extra_size), offset, entry, entry.size == kMax32,
+              entry.compressed == kMax32, entry.header_offset == kMax32);
   in.take_bytes(comment_size);
   require_zip((entry.flags & ~kKnownFlags) == 0, offset,
               "a record with flags that PyTorch never sets (encrypted?)");
-  // A compressed record is refused by who reads it, once its local header has said the same.
-  require_zip(compressed == entry.size || entry.method != 0, offset,
+  require_zip(entry.compressed == entry.size || entry.method != 0, offset,
               "a stored record with two different sizes");
-  require_zip((entry.size <= directory || entry.method != 0) && entry.header_offset < directory,
-              offset, "a record that does not fit in the file");
+  require_zip(entry.compressed <= directory && entry.header_offset < directory, offset,
+              "a record that does not fit in the file");
   return entry;
 }
 

@@ -33,6 +33,7 @@ struct CentralEntry {
   std::uint16_t method = 0;
   std::uint32_t crc32 = 0;
   std::uint64_t size = 0;
+  std::uint64_t compressed = 0;  // as it lies in the file; `size` where method is 0
   std::uint64_t header_offset = 0;
 };
 // The next entry of the directory, which begins at `directory` in the file; all that it lists lies
@@ -59,7 +60,6 @@ LocalHeader take_local_header(ByteReader& in, std::uint64_t offset);
 // Takes the sizes and the offset that are all ones from the extra field of a record. Error(corrupt)
 // where they stand there and are not called for, or the other way round.
 void apply_zip64(std::string_view extra, std::uint64_t offset, CentralEntry& entry,
-                 std::uint64_t* compressed, bool size_is_max, bool compressed_is_max,
-                 bool offset_is_max);
+                 bool size_is_max, bool compressed_is_max, bool offset_is_max);
 
 }  // namespace perdure::format

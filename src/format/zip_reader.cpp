@@ -15,6 +15,7 @@ namespace {
 constexpr std::uint64_t kEndSize = 22;
 constexpr std::uint64_t kLocatorSize = 20;
 constexpr std::uint64_t kEnd64Size = 56;
+constexpr std::uint16_t kDeflated = 8;
 // About ten million records: more than any model has tensors, and a bound on what a hostile file
 // can make us allocate.
 constexpr std::uint64_t kMaxDirectorySize = std::uint64_t{1} << 30;
@@ -32,7 +33,8 @@ struct Directory {
 
 class ZipReader {
  public:
-  explicit ZipReader(const Source& source) : source_(source) {}
+  ZipReader(const Source& source, std::vector<PackedRecord>* packed)
+      : source_(source), packed_(packed) {}
   std::vector<CheckpointFile::Record> read();
 
  private:
@@ -57,9 +59,11 @@ class ZipReader {
   void check_local_zip64(const CentralEntry& entry, std::uint64_t offset,
                          const LocalHeader& local) const;
   void check_descriptor(const CentralEntry& entry, std::uint64_t offset, std::uint64_t next);
-  [[noreturn]] static void refuse_compressed(const CentralEntry& entry);
+  void add(const CentralEntry& entry, std::uint64_t data,
+           std::vector<CheckpointFile::Record>& records);
 
   const Source& source_;
+  std::vector<PackedRecord>* packed_;
   std::string top_;  // "archive/"
   std::uint64_t near_offset_ = 0;
   std::string near_;                // bytes of the file, from near_offset_ on
@@ -215,29 +219,19 @@ void ZipReader::check_descriptor(const CentralEntry& entry, std::uint64_t offset
   require(in.take<std::uint32_t>() == kDescriptorSignature, offset, "a damaged data descriptor");
   require(in.take<std::uint32_t>() == entry.crc32, offset,
           "the checksums in data descriptor and directory differ");
-  for (int i = 0; i < 2; ++i)
-    require((size == kDescriptorSize ? in.take<std::uint32_t>() : in.take<std::uint64_t>()) ==
-                entry.size,
-            offset, "the sizes in data descriptor and directory differ");
-}
-
-void ZipReader::refuse_compressed(const CentralEntry& entry) {
-  throw Error(ErrorCode::unsupported,
-              fmt::format("record {} is compressed (at offset {}); torch.save never does that. "
-                          "Unpack the archive and "
-                          "pack it without compression, or save the object again",
-                          repr(Value(entry.name)), entry.header_offset));
+  for (const std::uint64_t expected : {entry.compressed, entry.size})
+    require(
+        (size == kDescriptorSize ? in.take<std::uint32_t>() : in.take<std::uint64_t>()) == expected,
+        offset, "the sizes in data descriptor and directory differ");
 }
 
 // Where a local header says "see zip64", that field must say the same as the directory.
 void ZipReader::check_local_zip64(const CentralEntry& entry, std::uint64_t offset,
                                   const LocalHeader& local) const {
   const std::string extra = read_bytes(offset + kLocalSize + entry.name.size(), local.extra_size);
-  CentralEntry wide{.name = entry.name, .size = local.size};
-  std::uint64_t compressed = local.compressed;
-  apply_zip64(extra, offset, wide, &compressed, local.size == kMax32, local.compressed == kMax32,
-              false);
-  require(wide.size == entry.size && compressed == entry.size, offset,
+  CentralEntry wide{.name = entry.name, .size = local.size, .compressed = local.compressed};
+  apply_zip64(extra, offset, wide, local.size == kMax32, local.compressed == kMax32, false);
+  require(wide.size == entry.size && wide.compressed == entry.compressed, offset,
           "sizes in local header and directory differ");
 }
 
@@ -252,22 +246,21 @@ std::uint64_t ZipReader::check_local(const CentralEntry& entry, std::uint64_t ne
   const LocalHeader local = take_local_header(in, offset);
   require(local.flags == entry.flags && local.method == entry.method, offset,
           "flags or method in local header and directory differ");
-  if (entry.method != 0) refuse_compressed(entry);
   const bool unset = local.crc32 == 0 && local.compressed == 0 && local.size == 0;
   const bool equal = local.crc32 == entry.crc32 &&
                      (local.size == entry.size || local.size == kMax32) &&
-                     (local.compressed == entry.size || local.compressed == kMax32);
+                     (local.compressed == entry.compressed || local.compressed == kMax32);
   require(equal || (local.is_deferred() && unset), offset,
           "checksum or size in local header and directory differ");
   require(local.name_size == entry.name.size() && in.take_bytes(local.name_size) == entry.name,
           offset, "the names in local header and directory differ");
   const std::uint64_t data = local.data_offset(offset);
-  require(data <= next && entry.size <= next - data, offset, "records that overlap");
+  require(data <= next && entry.compressed <= next - data, offset, "records that overlap");
   if (local.size == kMax32 || local.compressed == kMax32) check_local_zip64(entry, offset, local);
   if (local.is_deferred())
-    check_descriptor(entry, data + entry.size, next);
+    check_descriptor(entry, data + entry.compressed, next);
   else
-    require(data + entry.size == next, data + entry.size,
+    require(data + entry.compressed == next, data + entry.compressed,
             "bytes between records that belong to none");
   return data;
 }
@@ -286,17 +279,35 @@ std::vector<CheckpointFile::Record> ZipReader::read() {
     announce(entries, entry.header_offset + kLookAhead);
     const std::uint64_t next =
         i + 1 < entries.size() ? entries[i + 1].header_offset : directory.offset;
-    const std::uint64_t data = check_local(entry, next);
-    records.push_back({std::string(entry.name.substr(top_.size())), data, entry.size, entry.crc32});
+    add(entry, check_local(entry, next), records);
   }
   return records;
 }
 
+void ZipReader::add(const CentralEntry& entry, std::uint64_t data,
+                    std::vector<CheckpointFile::Record>& records) {
+  CheckpointFile::Record record{std::string(entry.name.substr(top_.size())), data, entry.compressed,
+                                entry.crc32};
+  if (entry.method == 0) return records.push_back(std::move(record));
+  PackedRecord packed{std::move(record), entry.size};
+  if (packed_ == nullptr || entry.method != kDeflated) refuse_packed(packed);
+  packed_->push_back(std::move(packed));
+}
+
 }  // namespace
 
-std::vector<CheckpointFile::Record> read_zip_directory(const Source& source) {
+void refuse_packed(const PackedRecord& packed) {
+  throw Error(ErrorCode::unsupported,
+              fmt::format("record {} is compressed (at offset {}); torch.save never does that. "
+                          "Unpack the archive and pack it without compression, or save the object "
+                          "again",
+                          repr(Value(packed.record.name)), packed.record.offset));
+}
+
+std::vector<CheckpointFile::Record> read_zip_directory(const Source& source,
+                                                       std::vector<PackedRecord>* packed) {
   try {
-    return ZipReader(source).read();
+    return ZipReader(source, packed).read();
   } catch (const Error& error) {
     // What the source itself has to say (io) names the file already.
     if (error.code() != ErrorCode::corrupt && error.code() != ErrorCode::unsupported) throw;

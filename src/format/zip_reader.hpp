@@ -8,10 +8,21 @@
 
 namespace perdure::format {
 
-// The records, in the order of the file, names without the top folder. What is refused, and why,
-// stands in docs/format.md ("Reading"): any two readers that accept a file must see the same
-// content in it. Error(corrupt) names file and offset; Error(unsupported) for compressed or
-// encrypted records.
-std::vector<CheckpointFile::Record> read_zip_directory(const Source& source);
+// A record that is compressed, as the code in a TorchScript archive is: its size is that of the
+// bytes in the file, its checksum that of what they unpack to.
+struct PackedRecord {
+  CheckpointFile::Record record;
+  std::uint64_t unpacked = 0;  // bytes
+};
+
+// The records, in the order of the file, names without the top folder; those that are compressed
+// apart, in `packed`. What is refused, and why, stands in docs/format.md ("Reading"): any two
+// readers that accept a file must see the same content in it. Error(corrupt) names file and offset;
+// Error(unsupported) for what is compressed otherwise than by deflate, and, without `packed`, at
+// all.
+std::vector<CheckpointFile::Record> read_zip_directory(const Source& source,
+                                                       std::vector<PackedRecord>* packed = nullptr);
+// Error(unsupported), for who has no use for it.
+[[noreturn]] void refuse_packed(const PackedRecord& packed);
 
 }  // namespace perdure::format

@@ -9,7 +9,6 @@
 #include "format/contents.hpp"
 #include "format/crc32.hpp"
 #include "format/pickle_reader.hpp"
-#include "format/zip_reader.hpp"
 
 namespace perdure::format {
 namespace {
@@ -20,11 +19,13 @@ constexpr std::uint64_t kMaxTextRecord = kMaxPickle;
 }  // namespace
 
 ZipRecords::ZipRecords(const Source& source)
-    : source_(&source), records_(read_zip_directory(source)) {
+    : source_(&source), records_(read_zip_directory(source, &packed_)) {
   for (const auto& record : records_) by_name_.push_back(&record);
   std::ranges::sort(by_name_, {}, &CheckpointFile::Record::name);
   has_checksums_ =
       std::ranges::any_of(records_, [](const auto& record) { return record.crc32 != 0; });
+  if (!packed_.empty() && !is_torch_script())
+    with_file_name(source, [&] { refuse_packed(packed_.front()); });
 }
 
 const CheckpointFile::Record* ZipRecords::find(std::string_view name) const {

@@ -7,12 +7,14 @@
 #include <vector>
 
 #include "format/block_index.hpp"
+#include "format/zip_reader.hpp"
 
 namespace perdure::format {
 
 class ZipRecords {
  public:
-  // Reads and checks the zip directory. `source` must outlive it.
+  // Reads and checks the zip directory. `source` must outlive it. Error(unsupported) for compressed
+  // records in what is no TorchScript archive.
   explicit ZipRecords(const Source& source);
   ZipRecords(ZipRecords&&) = default;
   ZipRecords(const ZipRecords&) = delete;  // by_name_ points into records_
@@ -27,6 +29,9 @@ class ZipRecords {
     return static_cast<std::size_t>(&record - records_.data());
   }
   bool has_checksums() const { return has_checksums_; }
+  // torch.jit.save, or torch::save of LibTorch; the code in it is compressed.
+  bool is_torch_script() const { return find("constants.pkl") != nullptr; }
+  const std::vector<PackedRecord>& packed() const { return packed_; }
 
   // A whole record, compared; for the small ones. Error(corrupt) where it is damaged.
   std::string read_text(const CheckpointFile::Record& record) const;
@@ -40,6 +45,7 @@ class ZipRecords {
   void check_index(const BlockIndex& index) const;
 
   const Source* source_;
+  std::vector<PackedRecord> packed_;
   std::vector<CheckpointFile::Record> records_;
   // Sorted, not hashed: names of a hostile file could be made to collide.
   std::vector<const CheckpointFile::Record*> by_name_;

@@ -511,9 +511,12 @@ TEST(ForeignFile, OtherFormatsAreNamed) {
   EXPECT_ERROR(corrupt, "does not begin as a PyTorch file", open(std::string(4096, '\0')));
   EXPECT_ERROR(unsupported, "tar format",
                open(std::string(257, '\0') + "ustar" + std::string(800, '\0')));
+  EXPECT_ERROR(unsupported, "memory.pt: a plain pickle, which perdure does not read",
+               open(std::string("\x80\x04K\x01.")));
+  EXPECT_ERROR(unsupported, "an HDF5 file", open("\x89HDF\r\n\x1a\n"));
   ZipParts zip = small_file();
   zip.entries.push_back(streamed_entry("m/constants.pkl", "\x80\x02)."));
-  EXPECT_ERROR(unsupported, "TorchScript", open(build(zip)));
+  EXPECT_EQ(CheckpointFile::open(source_of(build(zip))).format(), "TorchScript");
   zip.entries.back() = streamed_entry("m/byteorder", "big");
   EXPECT_ERROR(unsupported, "big-endian", open(build(zip)));
   zip.entries.back() = streamed_entry("m/byteorder", "little");
