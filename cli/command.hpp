@@ -26,6 +26,7 @@ void add_ls(CLI::App& app, Invocation& invocation);
 void add_prune(CLI::App& app, Invocation& invocation);
 void add_repair(CLI::App& app, Invocation& invocation);
 void add_show(CLI::App& app, Invocation& invocation);
+void add_stats(CLI::App& app, Invocation& invocation);
 void add_verify(CLI::App& app, Invocation& invocation);
 
 using Json = nlohmann::ordered_json;

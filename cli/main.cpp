@@ -59,6 +59,7 @@ int parse_and_run(int argc, char** argv) {
   add_prune(app, invocation);
   add_repair(app, invocation);
   add_show(app, invocation);
+  add_stats(app, invocation);
   add_verify(app, invocation);
   try {
     app.parse(argc, argv);

@@ -6,6 +6,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <utility>
 
 #include "text.hpp"
 
@@ -58,7 +59,12 @@ Progress::Progress(std::string what, std::uint64_t total)
 
 Progress::~Progress() {
   ::sigaction(SIGINT, &action_before, nullptr);
-  if (drawn_) std::fputs("\r\x1b[K", stderr);
+  finish();
+}
+
+void Progress::finish() {
+  const std::lock_guard lock(mutex_);
+  if (std::exchange(drawn_, false)) std::fputs("\r\x1b[K", stderr);
 }
 
 void Progress::add(std::uint64_t bytes) {

@@ -14,7 +14,7 @@ namespace perdure::cli {
 struct Interrupted {};
 
 // One line on standard error, redrawn a few times a second, with rate and time left; only where
-// that is a terminal, and not before a second has passed. The destructor wipes it away.
+// that is a terminal, and not before a second has passed.
 //
 // While one lives, the first Ctrl-C is noted, and add() throws; a second one ends the process at
 // once. One at a time.
@@ -28,6 +28,8 @@ class Progress {
 
   // So many bytes more are done. From any thread. Throws Interrupted after a Ctrl-C.
   void add(std::uint64_t bytes);
+  // Wipes the line away, before the results are printed. The destructor does so, too.
+  void finish();
 
  private:
   using Clock = std::chrono::steady_clock;
