@@ -131,6 +131,7 @@ Json head_json(const CheckpointFile& file, const Summary& summary) {
           {"size", file.size()},
           {"checksums", checksums(file)},
           {"info", file.info() ? info_json(*file.info()) : Json()},
+          {"metadata", file.metadata()},
           {"kind", kind_name(file.value().kind())},
           {"storages", summary.storages.size()},
           {"opaque", summary.opaque_count},

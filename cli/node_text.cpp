@@ -180,9 +180,11 @@ std::vector<std::string> info_lines(const CheckpointInfo& info) {
 
 std::string head_text(const CheckpointFile& file, const Summary& summary) {
   std::string out = escape(file.name()) + '\n' + size_text(file, summary);
-  if (!file.info()) return out;
-  for (const std::string& line : info_lines(*file.info()))
-    out += "  " + escape(shorten(line, 400)) + '\n';
+  if (file.info())
+    for (const std::string& line : info_lines(*file.info()))
+      out += "  " + escape(shorten(line, 400)) + '\n';
+  for (const auto& [name, value] : file.metadata())
+    out += fmt::format("  {}: {}\n", escape(shorten(name, 100)), escape(shorten(value, 300)));
   return out;
 }
 

@@ -14,7 +14,7 @@ namespace {
 // here.
 bool is_run_directory(const fs::path& path) {
   std::error_code ignored;
-  return fs::is_directory(path, ignored);
+  return fs::is_directory(path, ignored) && !is_checkpoint_directory(path);
 }
 
 std::vector<ListedCheckpoint> list(const fs::path& directory) {
@@ -36,8 +36,13 @@ std::vector<fs::path> checkpoint_files(const fs::path& path) {
   return files;
 }
 
-std::shared_ptr<Source> open_one(const fs::path& given, const fs::path& file) {
-  return open_source(file, file == given ? Links::follow : Links::refuse);
+CheckpointFile open_checkpoint(const fs::path& given, const fs::path& file) {
+  if (file == given) return CheckpointFile::open(file, true);
+  return CheckpointFile::open(open_source(file, Links::refuse), true);
+}
+
+VerifyReport verify_checkpoint(const fs::path& given, const fs::path& file) {
+  return file == given ? verify(file) : verify(open_source(file, Links::refuse));
 }
 
 fs::path newest_checkpoint(const fs::path& path) {

@@ -12,9 +12,12 @@ namespace perdure::cli {
 // Error(not_found) where a directory holds none.
 std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path& path);
 
-// Opens one of them. A path that was given may be a link; a checkpoint in a directory never is.
-std::shared_ptr<Source> open_one(const std::filesystem::path& given,
-                                 const std::filesystem::path& file);
+// Opens, or verifies, one of them. A path that was given may be a link; a checkpoint in a directory
+// never is.
+CheckpointFile open_checkpoint(const std::filesystem::path& given,
+                               const std::filesystem::path& file);
+VerifyReport verify_checkpoint(const std::filesystem::path& given,
+                               const std::filesystem::path& file);
 
 // A file is itself; a run directory is its newest checkpoint that can be read, and damaged newer
 // ones are complained about, one line each.

@@ -31,7 +31,7 @@ struct Outcome {
 
 Outcome check(const fs::path& given, const fs::path& path) {
   try {
-    return {verify(open_one(given, path)), std::nullopt};
+    return {verify_checkpoint(given, path), std::nullopt};
   } catch (const Error& error) {
     Outcome outcome;
     outcome.report.path = path.string();

@@ -14,6 +14,7 @@ import zipfile
 
 import safetensors.torch
 import torch
+import torch.distributed.checkpoint as dcp
 
 import perdure
 
@@ -103,6 +104,15 @@ def safetensors_files():
     yield "safetensors_index/two", json.dumps({"metadata": {"total_size": 24}, "weight_map": places}).encode()
 
 
+def dcp_metadata():
+    with tempfile.TemporaryDirectory() as folder:
+        state = {"model": {"w": torch.ones(2, 3), "b": torch.ones(())}, "groups": [{"t": torch.ones(1)}], "step": 3}
+        dcp.save(state, checkpoint_id=folder)
+        data = (pathlib.Path(folder) / ".metadata").read_bytes()
+    yield "dcp/protocol-4", data
+    yield "dcp/protocol-2", pickle.dumps(pickle.loads(data), 2)
+
+
 def with_pickles(pickles):
     state = pickles["training"]
     yield "renaming/one", b"model.*\tnet.*\n\n" + state
@@ -127,7 +137,7 @@ def main():
     more = {f"zip/{name}.pt": data for name, data in files.items()}
     more |= {f"pickle/{name}.pkl": data for name, data in pickles.items()}
     more |= {f"directory/{name}": data for name, data in plain_zips()}
-    more |= {**dict(own_records()), **dict(texts()), **dict(safetensors_files()), **dict(with_pickles(pickles))}
+    more |= {**dict(own_records()), **dict(texts()), **dict(safetensors_files()), **dict(dcp_metadata()), **dict(with_pickles(pickles))}
     for name, data in more.items():
         (SEEDS / name).parent.mkdir(exist_ok=True)
         (SEEDS / name).write_bytes(data)

@@ -40,6 +40,7 @@ struct CheckpointInfo {
   };
   std::map<std::string, Optimizer> optimizers;
 };
+};
 
 // Saves `state` (usually a Dict) at `path`: temporary file in the same folder, written, fsynced,
 // renamed, folder fsynced. When it returns, the file survives a power cut; when it throws, what was
@@ -70,6 +71,12 @@ struct LoadOptions {
 // invalid (keys that are not there), io.
 Value load(const std::filesystem::path& path, const LoadOptions& options = {});
 
+// Where a byte of a source lies: a file, and the offset in it.
+struct Place {
+  std::string name;
+  std::uint64_t offset = 0;
+};
+
 // What a reader needs of a file. read fills all of `into` or throws Error. Must be safe to call
 // from several threads.
 class Source {
@@ -92,6 +99,8 @@ class Source {
   // All of it in memory, for the process alone: what is written there does not reach the source.
   // Null where it cannot be mapped.
   virtual std::shared_ptr<std::byte> map() const { return nullptr; }
+  // For messages: where the byte at `offset` is, of a source that is put together of others.
+  virtual Place place(std::uint64_t offset) const { return {name(), offset}; }
   // A hint: these bytes are read soon, and those around them are not.
   virtual void will_read(std::uint64_t /*offset*/, std::uint64_t /*size*/) const {}
 };
@@ -99,10 +108,16 @@ enum class Links { follow, refuse };
 // Links::refuse: Error(io), ELOOP, where the path ends in a symbolic link, which may lead anywhere.
 std::shared_ptr<Source> open_source(const std::filesystem::path& path, Links links = Links::follow);
 
+// Whether `path` is a directory that is one checkpoint: of torch.distributed.checkpoint (DCP), or
+// safetensors files with an index. A run directory, which holds many, is none.
+bool is_checkpoint_directory(const std::filesystem::path& path);
+
 // An open checkpoint: its structure is read and checked, its tensors' bytes are not read yet.
 // Reading may be done by several threads at once.
 class CheckpointFile {
  public:
+  // What is in the file says what it is, not its name. Of more than one file: an index of
+  // safetensors, and what is_checkpoint_directory.
   // `allow_opaque`: what plain data cannot hold becomes Kind::opaque (to show it) instead of
   // Error(unsupported).
   static CheckpointFile open(const std::filesystem::path& path, bool allow_opaque = false);
@@ -117,6 +132,8 @@ class CheckpointFile {
   const std::string& format() const;
   const Value& value() const;  // tensors whose storages have data == nullptr until read
   const std::optional<CheckpointInfo>& info() const;
+  // What a safetensors file says beside its tensors (`__metadata__`); empty for other formats.
+  const std::map<std::string, std::string>& metadata() const;
   bool has_checksums() const;  // false: the format has none, or torch.save was told to write none
   bool has_block_checksums() const;  // true: written by perdure
 
@@ -135,6 +152,13 @@ class CheckpointFile {
   // may have data, unverified.
   using Allocate = std::function<void(TensorStorage&)>;
   void read_all(const Value& value, const Allocate& allocate = {}) const;
+
+  // As read_all, but nothing is read: the storages get a copier that reads the file when their
+  // bytes are asked for, and `data` is an address that only it knows. So a save streams them,
+  // however large they are. A checksum is compared when the last byte that it is of has passed, and
+  // where it is wrong, the copier throws. They may outlive the file, and must not be read by
+  // several threads at once. With storages of no checksum nothing is compared.
+  void stream_all(const Value& value) const;
 
   // As read_all, but the storages get their places in a private mapping of the file, which they
   // keep alive; see LoadOptions::mmap. Error(invalid) where the source is no file.

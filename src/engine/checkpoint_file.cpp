@@ -5,6 +5,7 @@
 
 #include "engine/file_records.hpp"
 #include "engine/joined_file.hpp"
+#include "engine/storage_stream.hpp"
 #include "format/crc32.hpp"
 #include "io/fresh_memory.hpp"
 
@@ -24,10 +25,11 @@ struct CheckpointFile::Parts {
   }
 
   std::string describe(const Record& record, const engine::DamagedBlock& block) const {
+    const Place place = source->place(block.offset);
     return fmt::format(
         "{}: {} is damaged: {} bytes at offset {} (record {}) do not have the checksum that they "
         "were written with",
-        source->name(), tensor_in(record), block.size, block.offset, record.name);
+        place.name, tensor_in(record), block.size, place.offset, record.name);
   }
 
   // The storages that `value` refers to and that are still to be read, in ascending order.
@@ -96,6 +98,9 @@ std::uint64_t CheckpointFile::size() const { return parts_->source->size(); }
 const std::string& CheckpointFile::format() const { return parts_->contents.format; }
 const Value& CheckpointFile::value() const { return parts_->contents.value; }
 const std::optional<CheckpointInfo>& CheckpointFile::info() const { return parts_->contents.info; }
+const std::map<std::string, std::string>& CheckpointFile::metadata() const {
+  return parts_->contents.metadata;
+}
 bool CheckpointFile::has_checksums() const { return parts_->contents.has_checksums; }
 bool CheckpointFile::has_block_checksums() const { return parts_->contents.index.has_value(); }
 const std::vector<std::shared_ptr<TensorStorage>>& CheckpointFile::storages() const {
@@ -177,6 +182,10 @@ void CheckpointFile::map_all(const Value& value, bool verify) const {
   }
   parts_->read_from(MappedSource(mapping.get(), source), reads);
   read_all(value);  // the rest
+}
+
+void CheckpointFile::stream_all(const Value& value) const {
+  engine::StorageStream::attach(parts_->source, parts_->contents, value, parts_->unread(value));
 }
 
 bool CheckpointFile::reads_in_place() const {

@@ -31,6 +31,8 @@ RecordRead read_of(const format::Contents& contents, const CheckpointFile::Recor
                    MutableBytes into) {
   RecordRead read{.record = &record, .block_size = record.size, .checksums = {}, .into = into};
   if (!contents.has_checksums) return read;
+  const auto number = static_cast<std::size_t>(&record - contents.records.data());
+  if (number < contents.unchecked.size() && contents.unchecked[number]) return read;
   if (const format::StorageChecksums* blocks = blocks_of(contents.index, record)) {
     read.block_size = contents.index->block_size;
     read.checksums = blocks->blocks;

@@ -105,16 +105,22 @@ class Verifier {
   }
 
   void check_records() {
-    std::vector<RecordRead> reads;
-    for (const auto& record : contents_.records) {
+    std::vector<RecordRead> reads, unchecked;
+    for (std::size_t i = 0; i < contents_.records.size(); ++i) {
+      const auto& record = contents_.records[i];
       report_.bytes += record.size;
-      if (!known_bad_.contains(record.name))
-        reads.push_back(engine::read_of(contents_, record, {}));
+      if (known_bad_.contains(record.name)) continue;
+      const bool is_unchecked = i < contents_.unchecked.size() && contents_.unchecked[i];
+      (is_unchecked ? unchecked : reads).push_back(engine::read_of(contents_, record, {}));
     }
     std::vector<std::pair<const CheckpointFile::Record*, DamagedBlock>> damage;
-    bulk_read(source_, reads, [&](const RecordRead& read, const DamagedBlock& block) {
+    const auto note = [&](const RecordRead& read, const DamagedBlock& block) {
       damage.emplace_back(read.record, block);
-    });
+    };
+    bulk_read(source_, reads, note);
+    // What is put together of pieces with checksums of their own: its source compares them.
+    for (const RecordRead& read : unchecked)
+      guarded(read.record->name, [&] { bulk_read(source_, {read}, note); });
     std::ranges::stable_sort(damage, {}, [](const auto& found) { return found.second.offset; });
     for (const auto& [record, block] : damage) add_damage(*record, block);
   }
@@ -134,10 +140,12 @@ class Verifier {
 
   void add_damage(const CheckpointFile::Record& record, const DamagedBlock& block) {
     name_tensors_from_index();
+    const Place place = source_.place(block.offset);
+    const std::string file = place.name == source_.name() ? "" : fmt::format(" of {}", place.name);
     report_.findings.push_back(
-        {record.name, tensors_[record.name], block.offset,
-         fmt::format("{} bytes at offset {} do not have the checksum that they were written with",
-                     block.size, block.offset)});
+        {record.name, tensors_[record.name], place.offset,
+         fmt::format("{} bytes at offset {}{} do not have the checksum that they were written with",
+                     block.size, place.offset, file)});
   }
 
   VerifyReport finish() {

@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "format/legacy.hpp"
+#include "format/safetensors_file.hpp"
 #include "format/torch_zip.hpp"
 
 namespace perdure::format {
@@ -46,6 +47,8 @@ constexpr Beginning kBeginnings[] = {
 constexpr Beginning kTar = {"ustar"sv, Format::torch_tar,
                             "in the tar format of PyTorch before 0.2"};
 constexpr std::size_t kTarSignature = 257;
+// Begins with a length, so with any byte.
+constexpr Beginning kSafetensors = {""sv, Format::safetensors, "safetensors"};
 
 std::string read_head(const Source& source) {
   std::string head(std::min<std::uint64_t>(source.size(), kHeadSize), '\0');
@@ -60,6 +63,7 @@ const Beginning* beginning_of(const Source& source) {
     if (head.starts_with(known.bytes)) return &known;
   if (head.size() > kTarSignature && head.substr(kTarSignature).starts_with(kTar.bytes))
     return &kTar;
+  if (is_safetensors(head)) return &kSafetensors;
   return nullptr;
 }
 
@@ -99,6 +103,8 @@ Contents read_contents(const Source& source, bool allow_opaque) {
   switch (format_of(source)) {
     case Format::torch_zip:
       return read_torch_zip(ZipRecords(source), allow_opaque);
+    case Format::safetensors:
+      return read_safetensors_file(source);
     case Format::torch_legacy:
       return read_legacy(source, allow_opaque);
     case Format::torch_tar:

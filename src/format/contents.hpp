@@ -3,6 +3,7 @@
 // how each is told and what is refused.
 #pragma once
 
+#include <map>
 #include <optional>
 #include <perdure/file.hpp>
 #include <string>
@@ -20,8 +21,10 @@ struct Contents {
   std::vector<std::shared_ptr<TensorStorage>> storages;
   // What has a name and a place of its own in the file: of a zip, each of its records.
   std::vector<CheckpointFile::Record> records;
-  std::vector<std::size_t> places;  // records[places[i]] has the bytes of storages[i]
-  bool has_checksums = false;       // the crc32 of every record is one to compare
+  std::vector<std::size_t> places;              // records[places[i]] has the bytes of storages[i]
+  bool has_checksums = false;                   // the crc32 of every record is one to compare
+  std::vector<bool> unchecked;                  // but of these; may be shorter than records
+  std::map<std::string, std::string> metadata;  // what safetensors say beside their tensors
   std::optional<CheckpointInfo> info;
   std::optional<BlockIndex> index;
 
@@ -38,7 +41,7 @@ struct Contents {
 Contents read_contents(const Source& source, bool allow_opaque);
 
 // By the first bytes alone: whether the rest holds what they promise, its reader finds out.
-enum class Format { torch_zip, torch_legacy, torch_tar, unknown };
+enum class Format { torch_zip, torch_legacy, torch_tar, safetensors, unknown };
 Format format_of(const Source& source);
 // "a PyTorch zip"; of an unknown format, one that perdure does not read and that is known by its
 // first bytes, or "".

@@ -211,6 +211,22 @@ std::shared_ptr<Source> open_source(System& system, int directory, const char* n
   return make_source(File(system, UniqueFd(system, fd), std::move(shown)));
 }
 
+std::shared_ptr<Source> open_beneath(System& system, int directory, std::string_view relative,
+                                     std::string shown) {
+  UniqueFd folder;
+  for (std::size_t slash; (slash = relative.find('/')) != relative.npos;) {
+    const std::string name(relative.substr(0, slash));
+    const int base = folder ? folder.get() : directory;
+    const int fd = retry_interrupted(
+        [&] { return system.openat(base, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW, 0); });
+    if (fd < 0) throw_error(-fd, "open", shown);
+    folder = UniqueFd(system, fd);
+    relative.remove_prefix(slash + 1);
+  }
+  return open_source(system, folder ? folder.get() : directory, std::string(relative).c_str(),
+                     O_NOFOLLOW, std::move(shown));
+}
+
 }  // namespace perdure::io
 
 namespace perdure {

@@ -49,4 +49,9 @@ std::shared_ptr<Source> make_source(File file);
 std::shared_ptr<Source> open_source(System& system, int directory, const char* name,
                                     int extra_flags, std::string shown);
 
+// The file at `relative`, names with slashes between them, in `directory` or below. No link is
+// followed, and nothing is opened that is not a regular file.
+std::shared_ptr<Source> open_beneath(System& system, int directory, std::string_view relative,
+                                     std::string shown);
+
 }  // namespace perdure::io

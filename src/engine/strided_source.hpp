@@ -1,0 +1,52 @@
+// Tensors that do not lie in memory as they are counted: transposed ones, every second element.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <perdure/file.hpp>
+
+namespace perdure::engine {
+
+// The elements of `tensor`, in C order, out of the bytes of its storage. `out` has room for them.
+void copy_elements(const Tensor& tensor, ConstBytes storage, MutableBytes out);
+
+// The elements of one tensor, whole. To give out a part of a transposed tensor, all of it is
+// needed; so it is kept until the next one is asked for, and one at a time is in memory.
+class LastLoaded {
+ public:
+  using Bytes = std::shared_ptr<const std::vector<std::byte>>;
+  Bytes get(const void* owner, const std::function<std::vector<std::byte>()>& load);
+
+ private:
+  std::mutex mutex_;
+  const void* owner_ = nullptr;
+  Bytes bytes_;
+};
+
+// A tensor of another source as if it were C-contiguous. Its checksum is compared.
+class StridedSource final : public Source {
+ public:
+  // `record`: of the tensor's storage, in `source`.
+  StridedSource(std::shared_ptr<const Source> source, const CheckpointFile::Record& record,
+                bool has_checksum, Tensor tensor, std::shared_ptr<LastLoaded> last);
+
+  std::uint64_t size() const override { return size_; }
+  const std::string& name() const override { return source_->name(); }
+  void read(std::uint64_t offset, MutableBytes into) const override;
+  bool is_cached() const override { return source_->is_cached(); }
+  Place place(std::uint64_t) const override { return source_->place(record_.offset); }
+
+ private:
+  std::vector<std::byte> load() const;
+
+  std::shared_ptr<const Source> source_;
+  CheckpointFile::Record record_;
+  bool has_checksum_;
+  Tensor tensor_;
+  std::shared_ptr<LastLoaded> last_;
+  std::uint64_t size_;
+};
+
+}  // namespace perdure::engine
