@@ -22,6 +22,7 @@ struct Invocation {
 };
 
 // Each adds its subcommand to `app`. Both arguments must outlive the parsing and the run.
+void add_convert(CLI::App& app, Invocation& invocation);
 void add_ls(CLI::App& app, Invocation& invocation);
 void add_prune(CLI::App& app, Invocation& invocation);
 void add_repair(CLI::App& app, Invocation& invocation);

@@ -1,5 +1,5 @@
-// The perdure command: looks into checkpoints, checks, repairs and prunes them. It executes nothing
-// that is in a file.
+// The perdure command: looks into checkpoints, checks, converts, repairs and prunes them. It
+// executes nothing that is in a file.
 #include <csignal>
 #include <cstdio>
 #include <new>
@@ -12,8 +12,9 @@ namespace perdure::cli {
 namespace {
 
 constexpr const char* kDescription =
-    "Looks into PyTorch checkpoints, checks, repairs and prunes them, without Python, and without\n"
-    "executing anything that is in a file.";
+    "Looks into PyTorch checkpoints, checks, converts, repairs and prunes them, without Python, "
+    "and\n"
+    "without executing anything that is in a file.";
 constexpr const char* kFooter =
     "Exit code: 0 good, 1 damage found, 2 could not run (or nothing there that can be checked).\n"
     "Example:\n"
@@ -55,6 +56,7 @@ int parse_and_run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("perdure ") + PERDURE_VERSION);
   app.require_subcommand(1);
   app.footer(kFooter);
+  add_convert(app, invocation);
   add_ls(app, invocation);
   add_prune(app, invocation);
   add_repair(app, invocation);

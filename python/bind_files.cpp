@@ -2,12 +2,14 @@
 #include <nanobind/stl/function.h>
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
 #include <cstring>
+#include <perdure/convert.hpp>
 #include <perdure/file.hpp>
 #include <perdure/repair.hpp>
 
@@ -142,12 +144,68 @@ void bind_repair(nb::module_& m) {
         Released());
 }
 
+// `progress` is called with bytes done and in all, and ends the conversion by what it raises. So
+// does a signal whose handler raises, as that of Ctrl-C.
+ConvertReport convert_with(const std::filesystem::path& in, const std::filesystem::path& out,
+                           ConvertOptions options, nb::object progress) {
+  std::optional<nb::python_error> raised;
+  options.progress = [&](std::uint64_t done, std::uint64_t total) {
+    nb::gil_scoped_acquire gil;
+    try {
+      if (PyErr_CheckSignals() != 0) throw nb::python_error();
+      if (!progress.is_none()) progress(done, total);
+      return true;
+    } catch (nb::python_error& error) {
+      raised.emplace(std::move(error));
+      return false;
+    }
+  };
+  try {
+    nb::gil_scoped_release release;
+    return convert(in, out, options);
+  } catch (const Error&) {
+    if (raised) throw std::move(*raised);
+    throw;
+  }
+}
+
+void bind_convert(nb::module_& m) {
+  nb::enum_<FileFormat>(m, "FileFormat")
+      .value("torch", FileFormat::torch)
+      .value("safetensors", FileFormat::safetensors)
+      .value("dcp", FileFormat::dcp);
+  nb::class_<ConvertOptions>(m, "ConvertOptions")
+      .def(nb::init<>())
+      .def_rw("to", &ConvertOptions::to)
+      .def_rw("only", &ConvertOptions::only)
+      .def_rw("rename", &ConvertOptions::rename)
+      .def("set_dtype",
+           [](ConvertOptions& options, const std::string& name) {
+             options.dtype = dtype_from_name(name);
+             if (!options.dtype) throw Error(ErrorCode::invalid, "no dtype is called " + name);
+           })
+      .def_rw("strip_optimizer", &ConvertOptions::strip_optimizer)
+      .def_rw("rest", &ConvertOptions::rest)
+      .def_rw("max_shard_size", &ConvertOptions::max_shard_size)
+      .def_rw("force", &ConvertOptions::force);
+  nb::class_<ConvertReport>(m, "ConvertReport")
+      .def_ro("path", &ConvertReport::path)
+      .def_ro("rest", &ConvertReport::rest)
+      .def_ro("format", &ConvertReport::format)
+      .def_ro("tensors", &ConvertReport::tensors)
+      .def_ro("bytes", &ConvertReport::bytes)
+      .def_ro("left_out", &ConvertReport::left_out);
+  m.def("convert", &convert_with, nb::arg("in_"), nb::arg("out"), nb::arg("options"),
+        nb::arg("progress").none());
+}
+
 }  // namespace
 
 void bind_files(nb::module_& m) {
   bind_info(m);
   bind_verify(m);
   bind_repair(m);
+  bind_convert(m);
   nb::class_<CheckpointFile>(m, "CheckpointFile")
       .def_static("open",
                   nb::overload_cast<const std::filesystem::path&, bool>(&CheckpointFile::open),
@@ -157,6 +215,7 @@ void bind_files(nb::module_& m) {
       .def_prop_ro("size", &CheckpointFile::size)
       .def_prop_ro("value", [](const CheckpointFile& file) { return file.value(); })
       .def_prop_ro("info", [](const CheckpointFile& file) { return file.info(); })
+      .def_prop_ro("metadata", &CheckpointFile::metadata)
       .def("has_checksums", &CheckpointFile::has_checksums)
       .def("read_all", &read_all, nb::arg("value"), nb::arg("allocate"))
       .def("map_all", &CheckpointFile::map_all, nb::arg("value"), nb::arg("verify"), Released());

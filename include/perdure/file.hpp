@@ -39,7 +39,8 @@ struct CheckpointInfo {
     std::vector<std::vector<std::string>> param_names;  // empty where they are not known
   };
   std::map<std::string, Optimizer> optimizers;
-};
+  // Of a file that was converted from safetensors: what that said beside its tensors.
+  std::map<std::string, std::string> metadata = {};
 };
 
 // Saves `state` (usually a Dict) at `path`: temporary file in the same folder, written, fsynced,
@@ -132,7 +133,8 @@ class CheckpointFile {
   const std::string& format() const;
   const Value& value() const;  // tensors whose storages have data == nullptr until read
   const std::optional<CheckpointInfo>& info() const;
-  // What a safetensors file says beside its tensors (`__metadata__`); empty for other formats.
+  // What a safetensors file says beside its tensors (`__metadata__`), and what was converted from
+  // one still says; else empty.
   const std::map<std::string, std::string>& metadata() const;
   bool has_checksums() const;  // false: the format has none, or torch.save was told to write none
   bool has_block_checksums() const;  // true: written by perdure

@@ -4,6 +4,7 @@
 #define PERDURE_VERSION "0.1.0"
 
 #include <perdure/checkpoint_manager.hpp>
+#include <perdure/convert.hpp>
 #include <perdure/error.hpp>
 #include <perdure/file.hpp>
 #include <perdure/repair.hpp>

@@ -29,6 +29,7 @@ except ImportError as error:
     ) from error
 
 from ._core import __version__
+from .conversion import ConvertReport, convert
 from .errors import (
     CancelledError,
     CorruptionError,
@@ -52,6 +53,7 @@ __all__ = [
     "CancelledError",
     "Checkpoint",
     "CheckpointManager",
+    "ConvertReport",
     "CorruptionError",
     "Error",
     "Every",
@@ -71,6 +73,7 @@ __all__ = [
     "UnsupportedError",
     "VerifyReport",
     "__version__",
+    "convert",
     "list_checkpoints",
     "load",
     "read_history",

@@ -17,12 +17,12 @@ constexpr std::uint64_t kStagingBytes = std::uint64_t{32} << 20;
 }  // namespace
 
 void write_file(storage::Storage& storage, const std::string& name, const format::Encoder& encoder,
-                storage::IfExists if_exists) {
+                storage::IfExists if_exists, const std::function<void(std::uint64_t)>& progress) {
   Arena arena(kStagingBytes, {});
   arena.reserve(encoder.file_size());
   StagedFile file(encoder, arena, false);
   const auto replacement = storage.create(name, encoder.file_size(), if_exists);
-  drain(file, encoder, *replacement);
+  drain(file, encoder, *replacement, progress);
   replacement->commit();
 }
 

@@ -1,6 +1,8 @@
 // The one way in which perdure writes: planned, reserved, written, committed.
 #pragma once
 
+#include <cstdint>
+#include <functional>
 #include <perdure/file.hpp>
 #include <string>
 
@@ -12,8 +14,10 @@ namespace perdure::engine {
 
 // When it returns, `name` has what `encoder` gives, durably. When it throws, see
 // Replacement::commit.
+// `progress` is told the bytes so far, and may throw.
 void write_file(storage::Storage& storage, const std::string& name, const format::Encoder& encoder,
-                storage::IfExists if_exists);
+                storage::IfExists if_exists,
+                const std::function<void(std::uint64_t)>& progress = {});
 
 double now_since_1970();  // seconds, UTC, by this machine's clock
 // Fills in what every writer says of itself: writer, created.

@@ -79,6 +79,9 @@ CheckpointInfo read_fields(const Value& json) {
     info.libraries[name.as_string()] = read_string(value);
   for (const auto& [name, value] : object(json, "optimizers"))
     info.optimizers[name.as_string()] = read_optimizer(value);
+  if (json.contains("metadata"))
+    for (const auto& [name, value] : object(json, "metadata"))
+      info.metadata[name.as_string()] = read_string(value);
   return info;
 }
 
@@ -100,16 +103,17 @@ Value write_optimizer(const CheckpointInfo::Optimizer& info) {
 
 std::string write_checkpoint_json(const CheckpointInfo& info) {
   const auto as_it_is = [](const auto& value) { return Value(value); };
-  const Dict json{{"format_version", info.format_version},
-                  {"step", info.step},
-                  {"generation", info.generation},
-                  {"parent", info.parent},
-                  {"metrics", write_object(info.metrics, as_it_is)},
-                  {"created", info.created},
-                  {"reason", info.reason},
-                  {"writer", info.writer},
-                  {"libraries", write_object(info.libraries, as_it_is)},
-                  {"optimizers", write_object(info.optimizers, write_optimizer)}};
+  Dict json{{"format_version", info.format_version},
+            {"step", info.step},
+            {"generation", info.generation},
+            {"parent", info.parent},
+            {"metrics", write_object(info.metrics, as_it_is)},
+            {"created", info.created},
+            {"reason", info.reason},
+            {"writer", info.writer},
+            {"libraries", write_object(info.libraries, as_it_is)},
+            {"optimizers", write_object(info.optimizers, write_optimizer)}};
+  if (!info.metadata.empty()) json.set("metadata", write_object(info.metadata, as_it_is));
   return write_json(json, 1) + "\n";
 }
 

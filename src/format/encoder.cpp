@@ -27,17 +27,20 @@ struct Encoder::Plan {
   std::vector<Text> texts;
   std::vector<ZipRecord> tail;  // of the texts and the index
   std::uint64_t file_size = 0;
+  Extras extras;
 
-  Plan(FittedLayout fitted, const CheckpointInfo& info)
-      : layout(std::move(fitted.layout)), tensors(std::move(fitted.tensors)) {
+  Plan(FittedLayout fitted, const CheckpointInfo& info, Extras wanted)
+      : layout(std::move(fitted.layout)), tensors(std::move(fitted.tensors)), extras(wanted) {
     texts = {{"data.pkl", std::move(fitted.pickle)},
              {".format_version", "1"},
              {".storage_alignment", fmt::format("{}", kAlignment)},
              {"byteorder", "little"},
-             {"version", "3\n"},
-             {".perdure/checkpoint.json", write_checkpoint_json(info)}};
+             {"version", "3\n"}};
+    if (extras == Extras::perdure)
+      texts.push_back({".perdure/checkpoint.json", write_checkpoint_json(info)});
     for (const Text& text : texts) append(text.name, text.content.size());
-    append(".perdure/index", index_size(layout->records, layout->lines));
+    if (extras == Extras::perdure)
+      append(".perdure/index", index_size(layout->records, layout->lines));
     file_size = tail.back().end() + layout->directory_bytes + directory_entries_size(tail) +
                 kDirectoryEndSize;
   }
@@ -69,8 +72,8 @@ void append_text(std::string& out, std::string_view content, ZipRecord& record) 
 
 }  // namespace
 
-Encoder::Encoder(const Value& state, const CheckpointInfo& info, LayoutCache* cache)
-    : plan_(std::make_unique<Plan>(cache ? cache->lay_out(state) : lay_out(state), info)) {
+Encoder::Encoder(const Value& state, const CheckpointInfo& info, LayoutCache* cache, Extras extras)
+    : plan_(std::make_unique<Plan>(cache ? cache->lay_out(state) : lay_out(state), info, extras)) {
   catch_up();
 }
 Encoder::Encoder(Encoder&&) noexcept = default;
@@ -104,7 +107,8 @@ std::string Encoder::tail(const std::vector<StorageChecksums>& sums) const {
   std::string out;
   out.reserve(file_size() - tail_offset());
   for (const Plan::Text& text : plan_->texts) append_text(out, text.content, records[next++]);
-  append_text(out, write_index(sums, plan_->layout->lines), records[next]);
+  if (plan_->extras == Extras::perdure)
+    append_text(out, write_index(sums, plan_->layout->lines), records[next]);
   put_central_directory(out, records);
   return out;
 }

@@ -17,6 +17,9 @@
 
 namespace perdure::format {
 
+// Records beside PyTorch's own.
+enum class Extras { perdure, none };
+
 class Encoder {
  public:
   // Plans the file: flattens `state`, lays out the records, pickles. The storages must stay alive
@@ -24,7 +27,8 @@ class Encoder {
   // calling thread has set going on devices before comes before their bytes are copied.
   // Error(invalid) names the place of a value that torch.load could not take. With a cache, what
   // follows from the structure of the state is made once and used again while it stays the same.
-  Encoder(const Value& state, const CheckpointInfo& info, LayoutCache* cache = nullptr);
+  Encoder(const Value& state, const CheckpointInfo& info, LayoutCache* cache = nullptr,
+          Extras extras = Extras::perdure);
   Encoder(Encoder&&) noexcept;
   ~Encoder();
 

@@ -47,6 +47,7 @@ Contents read_torch_zip(ZipRecords zip, bool allow_opaque) {
   contents.has_checksums = zip.has_checksums();
   // First, so that a newer format is told as such and not as damage.
   contents.info = zip.read_info();
+  if (contents.info) contents.metadata = contents.info->metadata;
   check_byte_order(zip);
   check_version(zip);
   contents.index = zip.read_index();

@@ -82,6 +82,9 @@ class RealSystem final : public System {
   int unlinkat(int directory, const char* name) override {
     return or_errno(::unlinkat(directory, name, 0));
   }
+  int rmdirat(int directory, const char* name) override {
+    return static_cast<int>(or_errno(::unlinkat(directory, name, AT_REMOVEDIR)));
+  }
   int mkdirat(int directory, const char* name, mode_t mode) override {
     return or_errno(::mkdirat(directory, name, mode));
   }
@@ -158,6 +161,7 @@ std::unique_ptr<Ring> System::open_ring(unsigned) {
 }
 
 std::uint64_t System::cached(int, std::uint64_t, std::uint64_t size) { return size; }
+int System::rmdirat(int, const char*) { return -ENOSYS; }
 void System::will_need(int, std::uint64_t, std::uint64_t) {}
 int System::map(int, std::uint64_t, std::byte*&) { return -ENODEV; }
 void System::unmap(std::byte*, std::uint64_t) {}

@@ -53,10 +53,11 @@ class System {
   virtual int lock(int fd, int command, struct flock& lock) = 0;  // F_SETLK, F_GETLK, F_OFD_SETLK
 
   virtual int fstatat(int directory, const char* name, struct stat& status, int flags) = 0;
-  // `flags`: 0, which is plain renameat, or RENAME_NOREPLACE.
+  // `flags`: 0, which is plain renameat, RENAME_NOREPLACE or RENAME_EXCHANGE.
   virtual int renameat2(int from_directory, const char* from, int to_directory, const char* to,
                         unsigned flags) = 0;
   virtual int unlinkat(int directory, const char* name) = 0;
+  virtual int rmdirat(int directory, const char* name);
   virtual int mkdirat(int directory, const char* name, mode_t mode) = 0;
   virtual int readlinkat(int directory, const char* name, std::string& target) = 0;
   virtual int list(int directory, std::vector<std::string>& names) = 0;  // without "." and ".."

@@ -143,6 +143,10 @@ std::unique_ptr<LocalStorage> LocalStorage::open_folder(io::System& system,
       new LocalStorage(io::Directory::open(system, path.string())));
 }
 
+std::unique_ptr<LocalStorage> LocalStorage::in(io::Directory directory) {
+  return std::unique_ptr<LocalStorage>(new LocalStorage(std::move(directory)));
+}
+
 std::string LocalStorage::describe(std::string_view name) const {
   return name.empty() ? directory_->path() : directory_->path_of(name);
 }

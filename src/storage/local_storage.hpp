@@ -22,6 +22,9 @@ class LocalStorage final : public Storage {
   static std::unique_ptr<LocalStorage> open_folder(io::System& system,
                                                    const std::filesystem::path& path);
 
+  // A directory that is open already.
+  static std::unique_ptr<LocalStorage> in(io::Directory directory);
+
   std::string describe(std::string_view name) const override;
   std::vector<Entry> list() const override;
   std::shared_ptr<const Source> open(std::string_view name) const override;

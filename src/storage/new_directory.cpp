@@ -1,0 +1,105 @@
+#include "storage/new_directory.hpp"
+
+#include <fmt/format.h>
+#include <linux/fs.h>
+
+#include "io/errors.hpp"
+
+namespace perdure::storage {
+namespace {
+
+constexpr std::string_view kEnding = ".d";
+
+std::filesystem::path parent_of(const std::filesystem::path& path) {
+  return path.has_parent_path() ? path.parent_path() : ".";
+}
+
+// "a/b/" is a/b.
+std::filesystem::path without_slash(const std::filesystem::path& path) {
+  return path.has_filename() ? path : path.parent_path();
+}
+
+// With all that is in it; no link is followed.
+void remove_directory(const io::Directory& parent, const std::string& name) noexcept try {
+  if (const auto status = parent.status(name); !status || !S_ISDIR(status->st_mode)) return;
+  {
+    const io::Directory directory = parent.subdirectory(name);
+    for (const std::string& file : directory.names())
+      if (parent.system().unlinkat(directory.fd(), file.c_str()) == -EISDIR)
+        remove_directory(directory, file);
+  }
+  parent.system().rmdirat(parent.fd(), name.c_str());
+} catch (const std::exception&) {
+  // It stays as debris.
+}
+
+void remove_debris(const io::Directory& parent, std::string_view name) noexcept try {
+  for (const std::string& found : parent.names()) {
+    if (!found.ends_with(kEnding)) continue;
+    const std::string alive = found.substr(0, found.size() - kEnding.size());
+    if (name_of_temporary(alive) != temporary_stem(name)) continue;
+    if (!parent.status(alive) || remove_if_dead(parent, alive)) remove_directory(parent, found);
+  }
+} catch (const std::exception&) {
+  // A folder that may be written but not listed is no reason to fail.
+}
+
+}  // namespace
+
+NewDirectory::NewDirectory(io::System& system, const std::filesystem::path& path,
+                           IfExists if_exists)
+    : parent_(std::make_shared<const io::Directory>(
+          io::Directory::open(system, parent_of(without_slash(path)).string()))),
+      name_(without_slash(path).filename().string()),
+      if_exists_(if_exists) {
+  if (name_.empty() || name_ == "." || name_ == "..")
+    throw Error(ErrorCode::invalid,
+                fmt::format("'{}' is no name for a new directory", path.string()));
+  check_name(if_exists);
+  remove_debris(*parent_, name_);
+  alive_.emplace(parent_, name_, 0600);
+  temporary_ = alive_->name() + std::string(kEnding);
+  files_ = LocalStorage::in(parent_->subdirectory(temporary_));
+}
+
+void NewDirectory::check_name(IfExists if_exists) const {
+  const auto status = parent_->status(name_);
+  if (!status) return;
+  const std::string path = parent_->path_of(name_);
+  if (if_exists == IfExists::fail)
+    throw Error(
+        ErrorCode::invalid,
+        fmt::format("'{}' exists already; choose another name, or replace it with force", path));
+  if (!S_ISDIR(status->st_mode))
+    throw Error(ErrorCode::invalid,
+                fmt::format("'{}' is no directory, and only one can be replaced by one", path));
+}
+
+NewDirectory::~NewDirectory() {
+  files_ = nullptr;
+  if (!temporary_.empty()) remove_directory(*parent_, temporary_);
+}
+
+void NewDirectory::publish() {
+  if (if_exists_ == IfExists::fail || !parent_->status(name_)) {
+    parent_->rename(temporary_, *parent_, name_);
+    temporary_.clear();
+    return;
+  }
+  io::System& system = parent_->system();
+  const int result = io::retry_interrupted([&] {
+    return system.renameat2(parent_->fd(), temporary_.c_str(), parent_->fd(), name_.c_str(),
+                            RENAME_EXCHANGE);
+  });
+  if (result < 0)
+    io::throw_error(-result, fmt::format("exchange '{}' and", parent_->path_of(temporary_)),
+                    parent_->path_of(name_));
+}
+
+void NewDirectory::commit() {
+  files_ = nullptr;
+  publish();
+  parent_->sync();
+}
+
+}  // namespace perdure::storage
