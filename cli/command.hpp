@@ -11,7 +11,7 @@
 namespace perdure::cli {
 
 // The exit code of the command, as in cmp and grep: 1 is an answer, 2 is none.
-enum class Exit : int { good = 0, damaged = 1, could_not_run = 2 };
+enum class Exit : int { good = 0, damaged = 1, differs = 1, could_not_run = 2 };
 Exit worse(Exit a, Exit b) noexcept;  // damage that was found outweighs what could not be looked at
 Exit exit_for(const Error& error) noexcept;
 
@@ -22,7 +22,9 @@ struct Invocation {
 };
 
 // Each adds its subcommand to `app`. Both arguments must outlive the parsing and the run.
+void add_cat(CLI::App& app, Invocation& invocation);
 void add_convert(CLI::App& app, Invocation& invocation);
+void add_diff(CLI::App& app, Invocation& invocation);
 void add_ls(CLI::App& app, Invocation& invocation);
 void add_prune(CLI::App& app, Invocation& invocation);
 void add_repair(CLI::App& app, Invocation& invocation);

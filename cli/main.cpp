@@ -12,7 +12,8 @@ namespace perdure::cli {
 namespace {
 
 constexpr const char* kDescription =
-    "Looks into PyTorch checkpoints, checks, converts, repairs and prunes them, without Python, "
+    "Looks into PyTorch checkpoints, checks, compares, converts, repairs and prunes them, without "
+    "Python, "
     "and\n"
     "without executing anything that is in a file.";
 constexpr const char* kFooter =
@@ -56,7 +57,9 @@ int parse_and_run(int argc, char** argv) {
   app.set_version_flag("--version", std::string("perdure ") + PERDURE_VERSION);
   app.require_subcommand(1);
   app.footer(kFooter);
+  add_cat(app, invocation);
   add_convert(app, invocation);
+  add_diff(app, invocation);
   add_ls(app, invocation);
   add_prune(app, invocation);
   add_repair(app, invocation);

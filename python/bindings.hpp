@@ -10,10 +10,11 @@
 
 namespace perdure::python {
 
-void bind_values(nanobind::module_& m);  // Value, Tensor, Storage
-void bind_encode(nanobind::module_& m);  // encode, EntryEncoder
-void bind_files(nanobind::module_& m);   // CheckpointFile, save, verify
-void bind_engine(nanobind::module_& m);  // TrainingState, CheckpointManager, SaveHandle
+void bind_values(nanobind::module_& m);   // Value, Tensor, Storage
+void bind_encode(nanobind::module_& m);   // encode, EntryEncoder
+void bind_files(nanobind::module_& m);    // CheckpointFile, save, verify
+void bind_numbers(nanobind::module_& m);  // stats, diff
+void bind_engine(nanobind::module_& m);   // TrainingState, CheckpointManager, SaveHandle
 
 // A text for people as a str, whatever is in it.
 nanobind::object text_for_people(const std::string& text);

@@ -14,7 +14,8 @@ loaded had its checksums compared; and the steps after a resume have the same bi
 perdure.ResumableLoader(loader) goes on in the middle of an epoch; perdure.testing.check_exact_resume proves that a
 training does go on exactly.
 
-One file: perdure.save(state, path), perdure.load(path), perdure.verify(path), perdure.repair(path, out). The files are
+One file: perdure.save(state, path), perdure.load(path), perdure.verify(path), perdure.repair(path, out),
+perdure.stats(path), perdure.diff(a, b). The files are
 PyTorch's own: torch.load(path) opens what perdure writes, perdure.load(path) opens what torch.save writes.
 
 Warnings (a failed save, a damaged checkpoint set aside) go to logging.getLogger("perdure"), which prints them on
@@ -41,6 +42,18 @@ from .errors import (
     NotFoundError,
     UnsupportedError,
 )
+from .figures import (
+    Difference,
+    DiffReport,
+    Distance,
+    Figures,
+    GroupStats,
+    MomentumStats,
+    StatsReport,
+    TensorStats,
+    diff,
+    stats,
+)
 from .files import Finding, Lost, RepairReport, VerifyReport, load, repair, save, verify
 from .handles import Checkpoint, PlannedCheckpoint, SaveHandle, SaveStats
 from .loader import ResumableLoader
@@ -55,30 +68,40 @@ __all__ = [
     "CheckpointManager",
     "ConvertReport",
     "CorruptionError",
+    "DiffReport",
+    "Difference",
+    "Distance",
     "Error",
     "Every",
+    "Figures",
     "Finding",
     "FullError",
+    "GroupStats",
     "InvalidError",
     "IoError",
     "LockedError",
     "Lost",
+    "MomentumStats",
     "NotFoundError",
     "PlannedCheckpoint",
     "RepairReport",
     "ResumableLoader",
     "SaveHandle",
     "SaveStats",
+    "StatsReport",
+    "TensorStats",
     "TrainingState",
     "UnsupportedError",
     "VerifyReport",
     "__version__",
     "convert",
+    "diff",
     "list_checkpoints",
     "load",
     "read_history",
     "repair",
     "retention_plan",
     "save",
+    "stats",
     "verify",
 ]

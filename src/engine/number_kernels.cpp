@@ -5,6 +5,7 @@
 #include <bit>
 #include <cstring>
 #include <limits>
+#include <type_traits>
 
 // The vector types are the compiler's own: eight numbers, whatever registers there are. Functions
 // that take part in several levels are inlined into the one that names the level.
@@ -348,25 +349,140 @@ PERDURE_INLINE void compare(const double* a, const double* b, std::size_t count,
   out.finite = out.squares_a <= kMost && out.squares_b <= kMost;
 }
 
+// ---- bits
+
+// Where the NaN of a float begin among its patterns without the sign.
+template <class U>
+struct NaNs {
+  U from = std::numeric_limits<U>::max();
+  bool negative_zero = false;
+};
+
+// Numbers the floats of a dtype, -0 and 0 alike.
+template <class U>
+PERDURE_INLINE void compare_floats(const std::byte* a, const std::byte* b, std::size_t count,
+                                   NaNs<U> nan, BitDistance& out) {
+  constexpr U kSign = static_cast<U>(U{1} << (8 * sizeof(U) - 1));
+  U most = 0;
+  std::uint64_t changed = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    U x, y;
+    std::memcpy(&x, a + i * sizeof x, sizeof x);
+    std::memcpy(&y, b + i * sizeof y, sizeof y);
+    const U size_x = x & static_cast<U>(~kSign);
+    const U size_y = y & static_cast<U>(~kSign);
+    const U place_x = static_cast<U>((x & kSign) != 0 ? kSign - size_x : kSign + size_x);
+    const U place_y = static_cast<U>((y & kSign) != 0 ? kSign - size_y : kSign + size_y);
+    const U apart = static_cast<U>(place_x > place_y ? place_x - place_y : place_y - place_x);
+    const bool is_nan = size_x >= nan.from || size_y >= nan.from ||
+                        (nan.negative_zero && (x == kSign || y == kSign));
+    const U counted = is_nan ? U{0} : apart;
+    most = counted > most ? counted : most;
+    changed += x != y ? 1 : 0;
+  }
+  out.changed += changed;
+  out.max_steps = std::max<std::uint64_t>(out.max_steps, most);
+}
+
+template <class T>
+PERDURE_INLINE void compare_integers(const std::byte* a, const std::byte* b, std::size_t count,
+                                     BitDistance& out) {
+  using U = std::make_unsigned_t<T>;
+  U most = 0;
+  std::uint64_t changed = 0;
+  for (std::size_t i = 0; i < count; ++i) {
+    T x, y;
+    std::memcpy(&x, a + i * sizeof x, sizeof x);
+    std::memcpy(&y, b + i * sizeof y, sizeof y);
+    const U apart = static_cast<U>(x > y ? static_cast<U>(x) - static_cast<U>(y)
+                                         : static_cast<U>(y) - static_cast<U>(x));
+    most = apart > most ? apart : most;
+    changed += x != y ? 1 : 0;
+  }
+  out.changed += changed;
+  out.max_steps = std::max<std::uint64_t>(out.max_steps, most);
+}
+
+template <class U>
+PERDURE_INLINE void compare_parts(const std::byte* a, const std::byte* b, std::size_t count,
+                                  NaNs<U> nan, BitDistance& out) {
+  compare_floats<U>(a, b, 2 * count, nan, out);
+  out.changed = 0;  // an element changes once
+  for (std::size_t i = 0; i < count; ++i)
+    out.changed += std::memcmp(a + 2 * i * sizeof(U), b + 2 * i * sizeof(U), 2 * sizeof(U)) != 0;
+}
+
+PERDURE_INLINE void compare_bits(DType dtype, const std::byte* a, const std::byte* b,
+                                 std::size_t count, BitDistance& out) {
+  constexpr NaNs<std::uint64_t> kNaN64{0x7FF0000000000001};
+  constexpr NaNs<std::uint32_t> kNaN32{0x7F800001};
+  constexpr NaNs<std::uint16_t> kNaN16{0x7C01};
+  out = {};
+  switch (dtype) {
+    case DType::float64:
+      return compare_floats(a, b, count, kNaN64, out);
+    case DType::float32:
+      return compare_floats(a, b, count, kNaN32, out);
+    case DType::float16:
+      return compare_floats(a, b, count, kNaN16, out);
+    case DType::bfloat16:
+      return compare_floats(a, b, count, NaNs<std::uint16_t>{0x7F81}, out);
+    case DType::complex128:
+      return compare_parts(a, b, count, kNaN64, out);
+    case DType::complex64:
+      return compare_parts(a, b, count, kNaN32, out);
+    case DType::complex32:
+      return compare_parts(a, b, count, kNaN16, out);
+    case DType::float8_e4m3fn:
+      return compare_floats(a, b, count, NaNs<std::uint8_t>{0x7F}, out);
+    case DType::float8_e5m2:
+      return compare_floats(a, b, count, NaNs<std::uint8_t>{0x7D}, out);
+    case DType::float8_e4m3fnuz:
+    case DType::float8_e5m2fnuz:
+      return compare_floats(a, b, count, NaNs<std::uint8_t>{0xFF, true}, out);
+    case DType::int64:
+      return compare_integers<std::int64_t>(a, b, count, out);
+    case DType::int32:
+      return compare_integers<std::int32_t>(a, b, count, out);
+    case DType::int16:
+      return compare_integers<std::int16_t>(a, b, count, out);
+    case DType::int8:
+      return compare_integers<std::int8_t>(a, b, count, out);
+    case DType::uint64:
+      return compare_integers<std::uint64_t>(a, b, count, out);
+    case DType::uint32:
+      return compare_integers<std::uint32_t>(a, b, count, out);
+    case DType::uint16:
+    case DType::bits16:
+      return compare_integers<std::uint16_t>(a, b, count, out);
+    default:
+      return compare_integers<std::uint8_t>(a, b, count, out);
+  }
+}
+
 // ---- the levels
 
-#define PERDURE_LEVEL(name, width, target)                                               \
-  namespace name {                                                                       \
-  target void widen(DType dtype, const std::byte* from, std::size_t count, double* to) { \
-    engine::widen(dtype, from, count, to);                                               \
-  }                                                                                      \
-  target void sum(const double* from, std::size_t count, ChunkSums& out) {               \
-    engine::sum<width>(from, count, out);                                                \
-  }                                                                                      \
-  target void sum_wide(const std::byte* from, std::size_t count, bool is_unsigned,       \
-                       WideSums& out) {                                                  \
-    engine::sum_wide(from, count, is_unsigned, out);                                     \
-  }                                                                                      \
-  target void compare(const double* a, const double* b, std::size_t count, double atol,  \
-                      double rtol, ChunkDistance& out) {                                 \
-    engine::compare<width>(a, b, count, atol, rtol, out);                                \
-  }                                                                                      \
-  constexpr NumberKernels kAll = {#name, widen, sum, sum_wide, compare};                 \
+#define PERDURE_LEVEL(name, width, target)                                                         \
+  namespace name {                                                                                 \
+  target void widen(DType dtype, const std::byte* from, std::size_t count, double* to) {           \
+    engine::widen(dtype, from, count, to);                                                         \
+  }                                                                                                \
+  target void sum(const double* from, std::size_t count, ChunkSums& out) {                         \
+    engine::sum<width>(from, count, out);                                                          \
+  }                                                                                                \
+  target void sum_wide(const std::byte* from, std::size_t count, bool is_unsigned,                 \
+                       WideSums& out) {                                                            \
+    engine::sum_wide(from, count, is_unsigned, out);                                               \
+  }                                                                                                \
+  target void compare(const double* a, const double* b, std::size_t count, double atol,            \
+                      double rtol, ChunkDistance& out) {                                           \
+    engine::compare<width>(a, b, count, atol, rtol, out);                                          \
+  }                                                                                                \
+  target void compare_bits(DType dtype, const std::byte* a, const std::byte* b, std::size_t count, \
+                           BitDistance& out) {                                                     \
+    engine::compare_bits(dtype, a, b, count, out);                                                 \
+  }                                                                                                \
+  constexpr NumberKernels kAll = {#name, widen, sum, sum_wide, compare, compare_bits};             \
   }
 
 PERDURE_LEVEL(portable, 2, )

@@ -46,6 +46,12 @@ struct ChunkDistance {
   std::uint64_t unequal = 0;  // a != b
 };
 
+// Of elements of one dtype, by their bits.
+struct BitDistance {
+  std::uint64_t changed = 0;
+  std::uint64_t max_steps = 0;  // values of the dtype between two; NaN does not count
+};
+
 struct NumberKernels {
   const char* name;
   // `count` elements to numbers_in(dtype) numbers each. bool: 0 and 1; bits: as unsigned integers.
@@ -55,6 +61,9 @@ struct NumberKernels {
   void (*sum_wide)(const std::byte* from, std::size_t count, bool is_unsigned, WideSums& out);
   void (*compare)(const double* a, const double* b, std::size_t count, double atol, double rtol,
                   ChunkDistance& out);
+  // Any number of elements.
+  void (*compare_bits)(DType dtype, const std::byte* a, const std::byte* b, std::size_t count,
+                       BitDistance& out);
 };
 
 const NumberKernels& kernels() noexcept;
