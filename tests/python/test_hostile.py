@@ -242,20 +242,34 @@ def expected_codes(name, command) -> tuple[int, ...]:
     wanted = hostile.expected(name.partition(" ")[0])
     if wanted == "corrupt" and command == "verify":
         return (1,)
+    if command == "diff":  # which has no answer where a file is damaged
+        return {"loads": (0, 2), "corrupt": (2, 0), "unsupported": (2, 0)}.get(wanted, (0, 1, 2))
+    if command == "stats":
+        return {"loads": (0, 2), "corrupt": (1, 2, 0), "unsupported": (2, 0)}.get(wanted, (0, 1, 2))
     if wanted == "corrupt":
         return (1, 0)  # show reads no tensors, and shows what load refuses
     return {"unsupported": (2, 0), "loads": (0, 2) if "crc-all-zero" in name else (0,)}.get(wanted, (0, 1, 2))
 
 
-@pytest.mark.parametrize("command", [("show",), ("show", "--json"), ("verify",)], ids=" ".join)
+COMMANDS = [("show",), ("show", "--json"), ("verify",), ("stats",), ("stats", "--json"), ("diff", "--full"), ("cat",)]
+
+
+def line_of(command, path):
+    """A file is compared with itself, and "w" is what most of them call their tensor."""
+    return [PERDURE, *command, *{"diff": [path, path], "cat": [path, "w"]}.get(command[0], [path])]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_command(files, command, memory_room):
-    lines = [[PERDURE, *command, path] for path in files.values()]
+    lines = [line_of(command, path) for path in files.values()]
     found = []
     for (name, path), line, answer in zip(files.items(), lines, commands(lines)):
+        if command == ("cat",):  # .npy is no text
+            answer["out"] = ""
         found.append(command_complaint(line, answer, memory_room, path.stat().st_size))
-        if answer["code"] not in expected_codes(name, command[0]) and not found[-1]:
+        if command != ("cat",) and answer["code"] not in expected_codes(name, command[0]) and not found[-1]:
             found.append(f"{command[0]} {name}: exit code {answer['code']}: {answer['err'][:300]}{answer['out'][-300:]}")
-        if command == ("show", "--json") and answer["code"] == 0 and answer["out_bytes"] <= 1 << 20:
+        if command[-1] == "--json" and answer["code"] == 0 and answer["out_bytes"] <= 1 << 20:
             json.loads(answer["out"])
     check(found)
 
