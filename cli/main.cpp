@@ -12,10 +12,8 @@ namespace perdure::cli {
 namespace {
 
 constexpr const char* kDescription =
-    "Looks into PyTorch checkpoints, checks, compares, converts, repairs and prunes them, without "
-    "Python, "
-    "and\n"
-    "without executing anything that is in a file.";
+    "Looks into PyTorch checkpoints, checks, compares, converts, repairs and prunes them, without\n"
+    "Python, and without executing anything that is in a file.";
 constexpr const char* kFooter =
     "Exit code: 0 good, 1 damage found, 2 could not run (or nothing there that can be checked).\n"
     "Example:\n"
