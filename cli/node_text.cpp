@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cstdint>
 
 #include "command.hpp"
@@ -48,7 +49,42 @@ std::string opaque_text(const Opaque& opaque) {
   return opaque.module + "." + opaque.name + (opaque.arguments.is_none() ? "" : "(...)");
 }
 
+// Of a tensor that is made of others; of its parts, each has a line of its own.
+struct CompositeText {
+  std::string form, shape, dtype;
+};
+
+CompositeText composite_text(const Dict& dict) {
+  const auto tensor = [&](const char* key) { return dict.at(key).as_tensor(); };
+  CompositeText out{dict.at("form").as_string(), "", ""};
+  if (const Value* inner = dict.find(dict.find("data") != nullptr ? "data" : "tensor")) {
+    if (inner->kind() == Kind::composite) return composite_text(inner->as_dict());
+    return {out.form, shape_text(inner->as_tensor().shape),
+            std::string(dtype_name(inner->as_tensor().dtype))};
+  }
+  const Tensor main = tensor(dict.find("int_repr") != nullptr ? "int_repr"
+                             : dict.find("buffer") != nullptr ? "buffer"
+                                                              : "values");
+  out.dtype = dtype_name(main.dtype);
+  if (const Value* size = dict.find("size"))
+    out.shape = repr(Value::list(size->as_items()), kMaxValue);
+  else if (dict.find("offsets") == nullptr)
+    out.shape = shape_text(main.shape);
+  else if (const auto offsets = tensor("offsets").shape; !offsets.empty())
+    out.shape = plural(
+        static_cast<std::uint64_t>(std::max<std::int64_t>(offsets[0] - (out.form == "jagged"), 0)),
+        "tensor");
+  return out;
+}
+
+// "class __torch__.Net", of a module in a TorchScript archive.
+const Value* class_of(const Value& value) {
+  if (value.kind() != Kind::ordered_dict || !value.as_dict().attributes()) return nullptr;
+  return value.as_dict().attributes()->find("_class");
+}
+
 std::string type_text(const Value& value) {
+  if (value.kind() == Kind::composite) return composite_text(value.as_dict()).form;
   if (value.kind() == Kind::tensor) return std::string(dtype_name(value.as_tensor().dtype));
   return std::string(kind_name(value.kind()));
 }
@@ -59,6 +95,7 @@ std::string value_text(const TreeNode& node) {
   if (!node.same_as.empty())
     return "";  // not looked at again: it may be long, and referred to often
   if (value.kind() == Kind::opaque) return opaque_text(value.as_opaque());
+  if (value.kind() == Kind::composite) return composite_text(value.as_dict()).shape;
   return is_container(value) ? container_text(value) : repr(value, kMaxValue);
 }
 
@@ -94,6 +131,8 @@ std::string notes_text(const TreeNode& node, const Summary& summary) {
   if (node.value.kind() == Kind::tensor) return tensor_notes(node, summary);
   if (!node.same_as.empty()) return "same object as " + shorten(node.same_as, 100);
   if (node.value.kind() == Kind::opaque) return "no plain data: load refuses it";
+  if (node.value.kind() == Kind::composite) return composite_text(node.value.as_dict()).dtype;
+  if (const Value* name = class_of(node.value)) return "class " + repr(*name, 200);
   if (is_flat(node.value) && node.value.as_items().size() > 8)
     return plural(node.value.as_items().size(), "item");
   return "";
@@ -106,6 +145,7 @@ std::string bytes_text(const Value& value) {
 
 // A state_dict's attributes name every module; only what could matter of them is worth a line.
 bool is_shown(const TreeNode& node) {
+  if (node.label == "(attributes)._class") return node.depth == 0;  // stands beside the others
   return !node.in_attributes || node.label.starts_with("(attributes).") ||
          node.value.kind() == Kind::tensor || node.value.kind() == Kind::opaque;
 }

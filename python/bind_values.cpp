@@ -179,10 +179,10 @@ void bind_kinds(nb::module_& m) {
   nb::enum_<Kind> kinds(m, "Kind");
   for (int k = 0; k <= static_cast<int>(Kind::opaque); ++k) {
     const Kind kind = static_cast<Kind>(k);
-    static const char* const names[] = {"none",   "boolean", "integer",   "real",         "complex",
-                                        "string", "bytes",   "bytearray", "list",         "tuple",
-                                        "set",    "size",    "dict",      "ordered_dict", "counter",
-                                        "dtype",  "device",  "layout",    "tensor",       "opaque"};
+    static const char* const names[] = {
+        "none",      "boolean", "integer", "real",   "complex", "string",    "bytes",
+        "bytearray", "list",    "tuple",   "set",    "size",    "dict",      "ordered_dict",
+        "counter",   "dtype",   "device",  "layout", "tensor",  "composite", "opaque"};
     kinds.value(names[k], kind);
   }
 }

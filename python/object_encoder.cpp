@@ -91,6 +91,8 @@ Value ObjectEncoder::encode_rare(PyObject* object, const Place& place) {
   if (type == &PySet_Type) return encode_set(object, place);
   if (type == torch_objects().size) return encode_size(object);
   if (type == &PyByteArray_Type) return encode_bytearray(object);
+  if (PyObject_TypeCheck(object, torch_objects().tensor) != 0)
+    if (std::optional<Value> parts = encode_composite(object, place)) return std::move(*parts);
   const nb::tuple where = place.as_tuple();
   if (is_array(object))
     return nb::cast<Value>(torch_objects().encode_array(nb::handle(object), where));
@@ -100,13 +102,28 @@ Value ObjectEncoder::encode_rare(PyObject* object, const Place& place) {
 }
 
 Value ObjectEncoder::encode_tensor(PyObject* object, const Place& place) {
-  Tensor tensor = tensor_encoder_.encode(object, place);
+  std::optional<Tensor> quickly = tensor_encoder_.encode_quickly(object, place);
+  if (!quickly)
+    if (std::optional<Value> parts = encode_composite(object, place)) return std::move(*parts);
+  Tensor tensor = quickly ? std::move(*quickly) : tensor_encoder_.encode_described(object, place);
   if (!ownership_) return Value(std::move(tensor));
   const Ownership::Claim claim = ownership_->claim(object, Geometry(tensor), in_part_);
   tensor.liveness = claim.liveness;
   Value value(std::move(tensor));
   tensors_.push_back({nb::borrow(object), &value.as_tensor(), claim});
   return value;
+}
+
+// Nothing for a tensor that is one run of memory with a shape, or of a class of the user's.
+std::optional<Value> ObjectEncoder::encode_composite(PyObject* tensor, const Place& place) {
+  const nb::object parts = torch_objects().take_apart(nb::handle(tensor), place.as_tuple());
+  if (parts.is_none()) return std::nullopt;
+  retraceable_ = false;
+  Dict out(Kind::composite);
+  ++depth_;
+  encode_items(parts.ptr(), place, out);
+  --depth_;
+  return Value(std::move(out));
 }
 
 // A tensor that stands in several places claims what it can claim in all of them.

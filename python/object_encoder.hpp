@@ -59,6 +59,7 @@ class ObjectEncoder {
   Value encode_new(PyObject* object, const Place& place);
   Value encode_rare(PyObject* object, const Place& place);
   Value encode_tensor(PyObject* object, const Place& place);
+  std::optional<Value> encode_composite(PyObject* tensor, const Place& place);
   Value encode_mapping(Kind kind, PyObject* dict, const Place& place);
   Value encode_set(PyObject* set, const Place& place);
   Value encode_size(PyObject* size);

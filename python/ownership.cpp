@@ -93,7 +93,7 @@ void ModuleOwnership::add(PyObject* tensor, Liveness liveness) {
   if (torch_objects().read_tensor || !attribute_is_true(tensor, torch_objects().is_cpu)) return;
   try {
     const nb::str nowhere("module");
-    const Tensor described = TensorEncoder().encode(tensor, Place::root(nowhere.ptr()));
+    const Tensor described = TensorEncoder().encode_described(tensor, Place::root(nowhere.ptr()));
     if (described.storage->data != nullptr) add(Geometry(described), liveness);
   } catch (const nb::python_error&) {
     // No plain tensor: it will be refused where it stands in the state_dict.

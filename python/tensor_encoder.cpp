@@ -157,9 +157,9 @@ std::uint64_t version_of(PyObject* tensor) {
   return 0;
 }
 
-Tensor TensorEncoder::encode(PyObject* tensor, const Place& place) {
+std::optional<Tensor> TensorEncoder::encode_quickly(PyObject* tensor, const Place& place) {
   Tensor out;
-  if (!encode_plain(tensor, place, out)) out = encode_described(tensor, place);
+  if (!encode_plain(tensor, place, out)) return std::nullopt;
   out.parameter = Py_TYPE(tensor) == torch_objects().parameter;
   return out;
 }
@@ -185,7 +185,6 @@ bool TensorEncoder::encode_plain(PyObject* tensor, const Place& place, Tensor& o
   return true;
 }
 
-// The same through perdure.tensors.describe, which knows every kind of tensor and refuses most.
 Tensor TensorEncoder::encode_described(PyObject* tensor, const Place& place) {
   const auto described =
       nb::cast<nb::tuple>(torch_objects().describe(nb::handle(tensor), place.as_tuple()));
@@ -197,6 +196,7 @@ Tensor TensorEncoder::encode_described(PyObject* tensor, const Place& place) {
   out.requires_grad = nb::cast<bool>(described[4]);
   out.conj = nb::cast<bool>(described[5]);
   out.neg = nb::cast<bool>(described[6]);
+  out.parameter = Py_TYPE(tensor) == torch_objects().parameter;
   out.storage = storage_of(tensor, nullptr, place);
   return out;
 }

@@ -32,7 +32,7 @@ struct Geometry {
 std::optional<Geometry> read_geometry(PyObject* tensor);
 
 bool is_complex(DType dtype);
-// Whether a tensor has attributes of its own, which no file could hold.
+// Whether a tensor has attributes of its own.
 bool has_attributes(PyObject* tensor);
 bool attribute_is_true(PyObject* object, PyObject* name);
 bool method_is_true(PyObject* object, PyObject* name);
@@ -43,9 +43,11 @@ std::uint64_t version_of(PyObject* tensor);
 // The tensors of one state: what shares a storage shares it afterwards.
 class TensorEncoder {
  public:
-  // Raises, naming the place, for what is a tensor to Python but not one run of memory with a
-  // shape.
-  Tensor encode(PyObject* tensor, const Place& place);
+  // Nothing for what cannot be read without asking its attributes: it may be none that is one run
+  // of memory with a shape.
+  std::optional<Tensor> encode_quickly(PyObject* tensor, const Place& place);
+  // Through perdure.tensors.describe, which raises, naming the place, for what is none.
+  Tensor encode_described(PyObject* tensor, const Place& place);
 
  private:
   struct Known {
@@ -57,7 +59,6 @@ class TensorEncoder {
   std::shared_ptr<TensorStorage> storage_of(PyObject* tensor, const Geometry* geometry,
                                             const Place& place);
   bool encode_plain(PyObject* tensor, const Place& place, Tensor& out);
-  Tensor encode_described(PyObject* tensor, const Place& place);
 
   AddressMap<Known> storages_;
 };

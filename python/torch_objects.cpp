@@ -67,12 +67,14 @@ void find_names(TorchObjects& found) {
 
 void find_functions(TorchObjects& found) {
   const nb::module_ arrays = nb::module_::import_("perdure.arrays");
+  const nb::module_ composites = nb::module_::import_("perdure.composites");
   const nb::module_ devices = nb::module_::import_("perdure.devices");
   const nb::module_ places = nb::module_::import_("perdure.places");
   const nb::module_ tensors = nb::module_::import_("perdure.tensors");
   found.form_key = nb::object(arrays.attr("FORM_KEY")).release().ptr();
   found.is_array = arrays.attr("is_array");
   found.encode_array = arrays.attr("encode");
+  found.take_apart = composites.attr("take_apart");
   found.make_copier = devices.attr("make_copier");
   found.refuse = places.attr("refuse");
   found.refuse_type = places.attr("refuse_type");

@@ -27,6 +27,7 @@ struct TorchObjects {
   nanobind::object is_array, encode_array;          // perdure.arrays
   nanobind::object refuse, refuse_type, attribute;  // perdure.places
   nanobind::object describe, make_storage;          // perdure.tensors
+  nanobind::object take_apart;                      // perdure.composites
   nanobind::object make_copier;                     // perdure.devices
 };
 

@@ -161,9 +161,10 @@ enum class Kind : std::uint8_t {
   counter,  // dict OrderedDict (+ attributes) Counter
   dtype,
   device,
-  layout,  // torch.dtype torch.device torch.layout
-  tensor,  // torch.Tensor, torch.nn.Parameter
-  opaque,  // anything else: only ever read, never written
+  layout,     // torch.dtype torch.device torch.layout
+  tensor,     // torch.Tensor, torch.nn.Parameter
+  composite,  // a tensor that is made of others: sparse, quantized, nested, with attributes
+  opaque,     // anything else: only ever read, never written
 };
 std::string_view kind_name(Kind kind) noexcept;  // "dict", "torch.Size", ...: the Python name
 
@@ -202,7 +203,7 @@ class Value {
 
   Kind kind() const noexcept { return kind_; }
   bool is_none() const noexcept { return kind_ == Kind::none; }
-  bool is_mapping() const noexcept;   // dict, ordered_dict, counter
+  bool is_mapping() const noexcept;   // dict, ordered_dict, counter, composite
   bool is_sequence() const noexcept;  // list, tuple, set, size
 
   // Each throws Error(invalid), naming the kind that is there, where the kind is another.
@@ -215,7 +216,7 @@ class Value {
   const BigInt* as_big_int() const noexcept;  // null where the integer fits an int64
   const Items& as_items() const;              // list, tuple, set, size
   Items& as_items();
-  const Dict& as_dict() const;  // dict, ordered_dict, counter
+  const Dict& as_dict() const;  // what is_mapping()
   Dict& as_dict();
   const Tensor& as_tensor() const;
   Tensor& as_tensor();
@@ -271,7 +272,9 @@ class Dict {
  public:
   using Entry = std::pair<Value, Value>;
 
-  explicit Dict(Kind kind = Kind::dict) : kind_(kind) {}  // dict, ordered_dict or counter
+  // dict, ordered_dict, counter; or composite, which has the entry "form" and then the parts that
+  // docs/format.md names for it: {"form": "sparse_csr", "crow_indices": tensor, ...}.
+  explicit Dict(Kind kind = Kind::dict) : kind_(kind) {}
   Dict(std::initializer_list<Entry> entries);
 
   Kind kind() const noexcept { return kind_; }

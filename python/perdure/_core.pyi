@@ -50,7 +50,9 @@ class Kind(enum.Enum):
 
     tensor = 18
 
-    opaque = 19
+    composite = 19
+
+    opaque = 20
 
 class Value:
     @staticmethod

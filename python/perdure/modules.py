@@ -73,7 +73,8 @@ def _is_there(saved, own) -> bool:
 
 def _same_view(x, y) -> bool:
     return (
-        isinstance(y, torch.Tensor)
+        _is_strided(x)
+        and _is_strided(y)
         and x.untyped_storage()._cdata == y.untyped_storage()._cdata
         and (x.storage_offset(), x.shape, x.stride(), x.dtype)
         == (y.storage_offset(), y.shape, y.stride(), y.dtype)
@@ -90,18 +91,28 @@ def _same_value(a, b) -> bool:
     return same_bits(decode(a), decode(b))
 
 
+def _is_strided(x) -> bool:
+    """Whether it is a tensor that is one run of memory with a shape, and not made of others."""
+    return (
+        isinstance(x, torch.Tensor)
+        and not torch.nn.parameter.is_lazy(x)
+        and x.layout is torch.strided
+        and not x.is_nested
+    )
+
+
 def _outline(x):
     if is_plain(x):
         return x
-    known = isinstance(x, torch.Tensor) and not torch.nn.parameter.is_lazy(x) and x.dtype in DTYPE_NAMES
-    return torch.empty(x.shape, dtype=x.dtype, device="meta") if known and not x.is_nested else None
+    known = _is_strided(x) and x.dtype in DTYPE_NAMES
+    return torch.empty(x.shape, dtype=x.dtype, device="meta") if known else None
 
 
 def _ties(own):
     """Groups of keys whose tensors are one and the same memory."""
     groups = {}
     for key, tensor in own.items():
-        if isinstance(tensor, torch.Tensor) and not torch.nn.parameter.is_lazy(tensor) and tensor.numel():
+        if _is_strided(tensor) and tensor.numel():
             view = (tensor.device, tensor.data_ptr(), tensor.dtype, tuple(tensor.shape), tensor.stride())
             groups.setdefault(view, []).append(key)
     return [keys for keys in groups.values() if len(keys) > 1]

@@ -48,15 +48,8 @@ def make_storage(storage, place) -> _core.Storage:
 
 def _require_plain(tensor, place):
     """Refuses what is a tensor to Python, but not one run of memory with a shape."""
-    if tensor.is_quantized:
-        places.refuse(place, "is a quantized tensor; write x.int_repr(), x.q_scale() and x.q_zero_point()")
-    if tensor.is_nested:
-        places.refuse(place, "is a nested tensor; write list(x.unbind())")
     if tensor.layout is not torch.strided:
-        places.refuse(
-            place,
-            f"is a tensor of layout {tensor.layout}; write its parts (indices, values, size) or x.to_dense()",
-        )
+        places.refuse(place, f"is a tensor of layout {tensor.layout}, which perdure cannot hold; write x.to_dense()")
     if tensor.dtype not in DTYPE_NAMES:
         places.refuse(
             place,
@@ -64,12 +57,6 @@ def _require_plain(tensor, place):
         )
     if tensor._is_zerotensor():
         places.refuse(place, "is a zero tensor without memory (of forward-mode AD); write x.clone()")
-    if vars(tensor):
-        places.refuse(
-            place,
-            f"is a tensor with attributes of its own ({', '.join(map(str, vars(tensor)))}); write x.detach(), "
-            "and the attributes beside it",
-        )
 
 
 def is_plain(x) -> bool:

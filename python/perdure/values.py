@@ -7,6 +7,8 @@ other devices: the values refer to the tensors' memory.
     list tuple dict set OrderedDict Counter torch.Size  the same object in two places is one object afterwards
     torch dtype, device, layout
     torch.Tensor, torch.nn.Parameter                    every dtype and stride, storage shared as it was
+    sparse, quantized and nested tensors, and those     as a dict of their parts (perdure.composites)
+        with attributes
     numpy arrays and scalars of plain dtypes            as {"__perdure__": "numpy.ndarray" or "numpy.scalar",
                                                             "dtype": "<f4", "data": tensor}, for other readers
 """
@@ -15,7 +17,7 @@ import collections
 
 import torch
 
-from . import _core, arrays
+from . import _core, arrays, composites
 from .arrays import FORM_KEY
 from .errors import UnsupportedError
 from .tensors import DTYPES, Placement, TensorDecoder
@@ -88,11 +90,16 @@ class _Decoder:
             for name, item in attributes.entries() if attributes is not None else ():
                 vars(obj)[self.decode(name)] = self.decode(item)
             obj = self._finish(obj, value) if kind is _Kind.dict else obj
+        elif kind is _Kind.composite:
+            obj = self._compose(value)
         else:
             obj = self._leaves[kind](value)
         if key:
             self._made[key] = obj
         return obj
+
+    def _compose(self, value):
+        return composites.put_together({self.decode(name): self.decode(item) for name, item in value.entries()})
 
     def _finish(self, mapping, value):
         if not arrays.is_form(mapping) or self._placement.is_meta:
@@ -122,6 +129,7 @@ class _StructureDecoder(_Decoder):
     def __init__(self, placement):
         super().__init__(placement)
         self._leaves[_Kind.tensor] = lambda v: v
+        self._compose = lambda v: v
 
     def _finish(self, mapping, value):
         return value if FORM_KEY in mapping else mapping

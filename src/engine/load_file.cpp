@@ -22,7 +22,7 @@ void require_key(const Dict& dict, const Value& key, const KeyPath& at) {
 
 Value select_below(const Value& state, const std::vector<KeyPath>& keys, KeyPath& at) {
   if (wanted_whole(keys)) return state;
-  if (!state.is_mapping())
+  if (!state.is_mapping() || state.kind() == Kind::composite)
     throw Error(ErrorCode::invalid,
                 fmt::format("keys: {} is a {}, not a dict: only dicts can be taken apart",
                             format_path(at), kind_name(state.kind())));

@@ -31,11 +31,11 @@ void refuse_other_formats(const Source& source) {
   if (source.size() == 0)
     throw Error(ErrorCode::corrupt, fmt::format("{}: the file is empty", source.name()));
   const std::string what = format::describe_format(source);
-  if (what.empty())
+  if (format::format_of(source) == format::Format::unknown)
     throw Error(ErrorCode::corrupt,
                 fmt::format("{}: does not begin as a PyTorch file (at offset 0); it was "
-                            "overwritten, or is something else",
-                            source.name()));
+                            "overwritten, or is something else{}",
+                            source.name(), what.empty() ? "" : ": " + what));
   if (format::format_of(source) != format::Format::torch_zip)
     throw Error(ErrorCode::unsupported,
                 fmt::format("{}: {}; only PyTorch's zip format has checksums that prove what of a "

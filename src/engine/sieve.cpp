@@ -37,6 +37,9 @@ std::optional<Value> Sieve::sift(const Value& value) {
   }
   if (const auto it = done_.find(value.identity()); it != done_.end()) return it->second;
   Value out = value.is_mapping() ? sift_dict(value.as_dict()) : sift_items(value);
+  // Without one of its parts, the others mean nothing; which one it is, is told.
+  if (value.kind() == Kind::composite && out.as_dict().size() < value.as_dict().size())
+    return std::nullopt;
   return done_.emplace(value.identity(), std::move(out)).first->second;
 }
 

@@ -70,12 +70,14 @@ const Beginning* beginning_of(const Source& source) {
 [[noreturn]] void refuse(const Source& source) {
   if (source.size() == 0)
     throw Error(ErrorCode::corrupt, fmt::format("{}: the file is empty", source.name()));
-  if (const std::string name = describe_format(source); !name.empty())
+  const std::string name = describe_format(source);
+  if (format_of(source) != Format::unknown)
     throw Error(ErrorCode::unsupported,
                 fmt::format("{}: {}, which perdure does not read", source.name(), name));
-  throw Error(ErrorCode::corrupt, fmt::format("{}: does not begin as a PyTorch file (at offset 0); "
-                                              "it was overwritten, or is something else",
-                                              source.name()));
+  throw Error(ErrorCode::corrupt,
+              fmt::format("{}: does not begin as a PyTorch file (at offset 0); it was overwritten, "
+                          "or is something else{}",
+                          source.name(), name.empty() ? "" : ": " + name));
 }
 
 }  // namespace

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "format/coding.hpp"
+#include "format/composite.hpp"
 #include "format/pickle_number.hpp"
 #include "format/pickle_opcodes.hpp"
 #include "format/pickle_reader.hpp"
@@ -55,6 +56,11 @@ struct Global {
   std::string_view module, name;  // of the program's own: they outlive the writer
   std::uint32_t number = 0;       // in the memo
 };
+
+std::string_view quantized_class(DType dtype) {
+  if (dtype == DType::int8) return "QInt8Storage";
+  return dtype == DType::uint8 ? "QUInt8Storage" : "QInt32Storage";
+}
 
 class PickleWriter {
  public:
@@ -101,6 +107,16 @@ class PickleWriter {
   void write_dict_items(const Dict& dict);
   void write_mapping(const Dict& dict);
   void write_dict(const Dict& dict);
+  void write_composite(const Dict& dict);
+  void write_sparse(const Dict& dict, std::string_view layout);
+  void write_quantized(const Dict& dict, bool per_channel);
+  void write_nested(const Dict& dict);
+  void write_jagged(const Dict& dict);
+  void write_parameter(const Dict& dict);
+  void write_with_attributes(const Dict& dict);
+  void write_parts(const Dict& dict, std::size_t first, std::size_t last);
+  bool begin_call(std::string_view name);
+  void end_call(bool as_arguments);
   void write_device(const std::string& device);
   void write_tensor(const PlannedTensor& planned);
   void write_plain_tensor(const PlannedTensor& planned, bool requires_grad);
@@ -122,6 +138,7 @@ class PickleWriter {
   std::vector<PickleHole> holes_;
   bool in_key_ = false;
   bool in_kept_ = false;
+  bool as_arguments_ = false;    // the next tensor: function, class and arguments, not called
   std::size_t next_tensor_ = 0;  // in the plan
   TextMemo strings_{out_};
   std::vector<Global> globals_;  // a few dozen at most
@@ -357,6 +374,7 @@ void PickleWriter::write_mapping(const Dict& dict) {
 }
 
 void PickleWriter::write_dict(const Dict& dict) {
+  if (dict.kind() == Kind::composite) return write_composite(dict);
   if (dict.kind() == Kind::counter) write_global("collections", "Counter");
   if (dict.kind() == Kind::ordered_dict)
     write_empty_hooks();
@@ -372,6 +390,121 @@ void PickleWriter::write_dict(const Dict& dict) {
     write_dict_items(*dict.attributes());
     op(Op::build);
   }
+}
+
+// The call that torch rebuilds it by.
+void PickleWriter::write_composite(const Dict& dict) {
+  const CompositeForm* form = composite_form(dict);  // the plan has found it fit
+  switch (form->form) {
+    case Form::quantized_per_tensor:
+    case Form::quantized_per_channel:
+      return write_quantized(dict, form->form == Form::quantized_per_channel);
+    case Form::nested:
+      return write_nested(dict);
+    case Form::jagged:
+      return write_jagged(dict);
+    case Form::parameter:
+      return write_parameter(dict);
+    case Form::with_attributes:
+      return write_with_attributes(dict);
+    default:
+      return write_sparse(dict, form->name);
+  }
+}
+
+void PickleWriter::write_parts(const Dict& dict, std::size_t first, std::size_t last) {
+  for (std::size_t i = first; i < last; ++i) write_value(dict.entries()[i].second);
+}
+
+// (layout, (indices, ..., values, size, ...))
+void PickleWriter::write_sparse(const Dict& dict, std::string_view layout) {
+  const bool as_arguments = begin_call("_rebuild_sparse_tensor");
+  write_global("torch.serialization", "_get_layout");
+  write_string(std::string("torch.").append(layout));
+  op(Op::tuple1);
+  op(Op::reduce);
+  op(Op::mark);
+  write_parts(dict, 1, 5);
+  op(Op::tuple);
+  op(Op::tuple2);
+  end_call(as_arguments);
+}
+
+// (storage, offset, size, stride, (scheme, ...), requires_grad, hooks)
+void PickleWriter::write_quantized(const Dict& dict, bool per_channel) {
+  const PlannedTensor& planned = plan_.tensors()[next_tensor_++];
+  const StorageRecord& record = plan_.records()[static_cast<std::size_t>(planned.record)];
+  const std::size_t last = dict.size() - 1;
+  const bool as_arguments = begin_call("_rebuild_qtensor");
+  op(Op::mark);
+  write_storage(planned, record, false);
+  write_small(planned.storage_offset);
+  write_ints(planned.tensor->shape);
+  write_ints(planned.tensor->strides);
+  op(Op::mark);
+  write_global("torch", per_channel ? "per_channel_affine" : "per_tensor_affine");
+  write_parts(dict, 2, last);
+  op(Op::tuple);
+  write_parts(dict, last, last + 1);
+  write_empty_hooks();
+  op(Op::tuple);
+  end_call(as_arguments);
+}
+
+// (buffer, sizes, strides, offsets)
+void PickleWriter::write_nested(const Dict& dict) {
+  const bool as_arguments = begin_call("_rebuild_nested_tensor");
+  op(Op::mark);
+  write_parts(dict, 1, 5);
+  op(Op::tuple);
+  end_call(as_arguments);
+}
+
+// (function, class, ({"values": ...},), state)
+void PickleWriter::write_jagged(const Dict& dict) {
+  static constexpr std::string_view kNames[] = {"values",      "offsets",         "lengths",
+                                                "_ragged_idx", "_metadata_cache", "requires_grad"};
+  write_global("torch._tensor", "_rebuild_from_type_v2");
+  op(Op::mark);
+  write_global("torch.nested._internal.nested_tensor", "_rebuild_njt");
+  write_global("torch.nested._internal.nested_tensor", "NestedTensor");
+  op(Op::empty_dict);
+  for (std::size_t i = 0; i < std::size(kNames); ++i) {
+    write_string(kNames[i]);
+    write_parts(dict, i + 1, i + 2);
+    op(Op::set_item);
+  }
+  op(Op::tuple1);
+  op(Op::empty_dict);
+  op(Op::tuple);
+  op(Op::reduce);
+}
+
+// (data, requires_grad, hooks[, state])
+void PickleWriter::write_parameter(const Dict& dict) {
+  const bool has_state = !dict.entries()[3].second.is_none();
+  write_global("torch._utils", has_state ? "_rebuild_parameter_with_state" : "_rebuild_parameter");
+  op(Op::mark);
+  write_parts(dict, 1, 3);
+  write_empty_hooks();
+  if (has_state) write_parts(dict, 3, 4);
+  op(Op::tuple);
+  op(Op::reduce);
+}
+
+// (function, class, arguments, state): the call that makes the tensor, taken apart.
+void PickleWriter::write_with_attributes(const Dict& dict) {
+  write_global("torch._tensor", "_rebuild_from_type_v2");
+  op(Op::mark);
+  const Value& tensor = dict.entries()[1].second;
+  as_arguments_ = true;
+  if (tensor.kind() == Kind::tensor)
+    write_tensor(plan_.tensors()[next_tensor_++]);
+  else
+    write_mapping(tensor.as_dict());
+  write_parts(dict, 2, 3);
+  op(Op::tuple);
+  op(Op::reduce);
 }
 
 // OrderedDict(): also what stands for "no backward hooks" in every tensor.
@@ -414,22 +547,34 @@ void PickleWriter::write_tensor(const PlannedTensor& planned) {
   op(Op::reduce);
 }
 
+// Of torch._utils. The arguments follow, and then end_call with what this returns.
+bool PickleWriter::begin_call(std::string_view name) {
+  write_global("torch._utils", name);
+  const bool as_arguments = std::exchange(as_arguments_, false);
+  if (as_arguments) write_global("torch", "Tensor");
+  return as_arguments;
+}
+
+void PickleWriter::end_call(bool as_arguments) {
+  if (!as_arguments) op(Op::reduce);
+}
+
 void PickleWriter::write_meta_tensor(const Tensor& tensor, bool requires_grad) {
-  write_global("torch._utils", "_rebuild_meta_tensor_no_storage");
+  const bool as_arguments = begin_call("_rebuild_meta_tensor_no_storage");
   op(Op::mark);
   write_global("torch", dtype_name(tensor.dtype));
   write_ints(tensor.shape);
   write_ints(tensor.strides);
   op(requires_grad ? Op::new_true : Op::new_false);
   op(Op::tuple);
-  op(Op::reduce);
+  end_call(as_arguments);
 }
 
 void PickleWriter::write_plain_tensor(const PlannedTensor& planned, bool requires_grad) {
   const Tensor& tensor = *planned.tensor;
   const StorageRecord& record = plan_.records()[static_cast<std::size_t>(planned.record)];
   const bool untyped = needs_untyped_storage(tensor.dtype, record);
-  write_global("torch._utils", untyped ? "_rebuild_tensor_v3" : "_rebuild_tensor_v2");
+  const bool as_arguments = begin_call(untyped ? "_rebuild_tensor_v3" : "_rebuild_tensor_v2");
   op(Op::mark);
   write_storage(planned, record, untyped);
   write_small(planned.storage_offset);
@@ -440,7 +585,7 @@ void PickleWriter::write_plain_tensor(const PlannedTensor& planned, bool require
   if (untyped) write_global("torch", dtype_name(tensor.dtype));
   write_flags(tensor);
   op(Op::tuple);
-  op(Op::reduce);
+  end_call(as_arguments);
 }
 
 void PickleWriter::write_storage(const PlannedTensor& planned, const StorageRecord& record,
@@ -451,7 +596,7 @@ void PickleWriter::write_storage(const PlannedTensor& planned, const StorageReco
   if (untyped)
     write_global("torch.storage", "UntypedStorage");
   else
-    write_global("torch", storage_class(dtype));
+    write_global("torch", planned.quantized ? quantized_class(dtype) : storage_class(dtype));
   char digits[24];
   const auto [end, error] = std::to_chars(std::begin(digits), std::end(digits), planned.record);
   write_string({digits, end});

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <unordered_map>
 
+#include "format/composite.hpp"
 #include "format/pickle_reader.hpp"
 #include "format/pickle_writer.hpp"
 #include "format/utf8.hpp"
@@ -57,6 +58,12 @@ std::string scalar_problem(const Value& value) {
     return fmt::format("{} is no device that torch would take; write it as in 'cuda:0'",
                        repr(value));
   return {};
+}
+
+bool is_quantized(const Dict& dict) {
+  const CompositeForm* form = dict.kind() == Kind::composite ? composite_form(dict) : nullptr;
+  return form != nullptr &&
+         (form->form == Form::quantized_per_tensor || form->form == Form::quantized_per_channel);
 }
 
 bool has_parts(const Value& value) {
@@ -123,9 +130,13 @@ class StateWalk {
     visit_container(value, step);
     if (shared) done_[value.identity()] = expanded_ - before;
   }
+  // Some stand in the pickle as a call, with tuples around what they hold.
+  static std::uint32_t levels_of(const Value& value) {
+    if (value.kind() == Kind::composite) return 4;
+    return value.kind() == Kind::counter || value.kind() == Kind::set ? 3 : 1;
+  }
   void visit_container(const Value& value, std::uint32_t step) {
-    // These two stand in the pickle as a call with a tuple around what they hold.
-    const std::uint32_t levels = value.kind() == Kind::counter || value.kind() == Kind::set ? 3 : 1;
+    const std::uint32_t levels = levels_of(value);
     if (depth_ + levels > kMaxDepth)
       plan_.refuse(step, fmt::format("nested more than {} deep", kMaxDepth));
     depth_ += levels;
@@ -152,7 +163,11 @@ class StateWalk {
       visit_at({.parent = step, .key = nullptr, .position = i}, items[i]);
   }
   void visit_dict(const Dict& dict, std::uint32_t step) {
+    if (dict.kind() == Kind::composite && composite_form(dict) == nullptr)
+      plan_.refuse(step, "a tensor of parts (Kind::composite) that are not those of any form");
+    const std::size_t first = plan_.tensors_.size();
     visit_entries(dict, step);
+    if (is_quantized(dict)) plan_.set_quantized(plan_.tensors_[first]);
     if (!dict.attributes()) return;
     if (dict.kind() != Kind::ordered_dict)
       plan_.refuse(
@@ -229,6 +244,12 @@ void StoragePlan::add_tensor(const Tensor& tensor, std::uint32_t step, bool kept
   record.size = std::max(record.size, range.second);
 }
 
+void StoragePlan::set_quantized(PlannedTensor& planned) {
+  planned.quantized = true;
+  if (planned.record < 0) refuse(planned.step, "a quantized tensor on the meta device");
+  records_[static_cast<std::size_t>(planned.record)].quantized = true;
+}
+
 std::size_t StoragePlan::record_for(const Tensor& tensor) {
   const std::size_t number = by_memory_.find_or_add(*tensor.storage);
   if (number == records_.size()) {
@@ -265,6 +286,10 @@ void StoragePlan::settle() {
     largest_item[number] =
         std::max<std::uint64_t>(largest_item[number], itemsize(planned.tensor->dtype));
     check_gradient(planned, records_[number]);
+    if (records_[number].quantized && (!planned.quantized || records_[number].mixed))
+      refuse(planned.step,
+             "shares its memory with a quantized tensor of another dtype, which torch.load would "
+             "read otherwise; save a copy of it");
   }
   for (std::size_t i = 0; i < records_.size(); ++i) {
     StorageRecord& record = records_[i];

@@ -17,6 +17,7 @@ struct StorageRecord {
   std::uint64_t size = 0;   // bytes that are written
   DType dtype = DType::uint8;
   bool mixed = false;                     // tensors of several dtypes look into it
+  bool quantized = false;                 // its integers are those of quantized tensors
   Liveness liveness = Liveness::stepped;  // the least that a tensor in it claims
 };
 
@@ -34,6 +35,7 @@ struct PlannedTensor {
   std::int64_t record = -1;         // -1: on the meta device, no bytes
   std::int64_t storage_offset = 0;  // elements, in the record
   bool kept = false;                // in a tree that is kept (Dict::keep_as)
+  bool quantized = false;           // the integers of a quantized tensor
 };
 
 // The records that tensors were put into, by their memory.
@@ -72,6 +74,7 @@ class StoragePlan {
   friend class StateWalk;
   void add_tensor(const Tensor& tensor, std::uint32_t step, bool kept);
   std::size_t record_for(const Tensor& tensor);
+  void set_quantized(PlannedTensor& planned);
   void settle();
   void check_gradient(const PlannedTensor& planned, const StorageRecord& record) const;
   [[noreturn]] void refuse(std::uint32_t step, const std::string& what) const;

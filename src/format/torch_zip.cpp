@@ -21,6 +21,11 @@ void check_byte_order(const ZipRecords& zip) {
 
 void check_version(const ZipRecords& zip) {
   const std::string& name = zip.source().name();
+  if (zip.find("model.json") != nullptr)
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{}: a TorchScript archive of before PyTorch 1.4; load it with "
+                            "torch.jit.load and save it again",
+                            name));
   const auto* record = zip.find("version");
   if (record == nullptr) record = zip.find(".data/version");
   if (record == nullptr)

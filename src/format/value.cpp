@@ -39,7 +39,7 @@ constexpr std::array<DTypeFacts, kDTypeCount> kDTypes = {{
     {"bits4x2", 1},
 }};
 
-constexpr std::array<std::string_view, 20> kKindNames = {
+constexpr std::array<std::string_view, 21> kKindNames = {
     "None",        "bool",         "int",          "float",       "complex",
     "str",         "bytes",        "bytearray",    "list",        "tuple",
     "set",         "torch.Size",   "dict",         "OrderedDict", "Counter",
@@ -371,7 +371,8 @@ Value Value::opaque(Opaque x) {
 }
 
 bool Value::is_mapping() const noexcept {
-  return kind_ == Kind::dict || kind_ == Kind::ordered_dict || kind_ == Kind::counter;
+  return kind_ == Kind::dict || kind_ == Kind::ordered_dict || kind_ == Kind::counter ||
+         kind_ == Kind::composite;
 }
 bool Value::is_sequence() const noexcept {
   return kind_ == Kind::list || kind_ == Kind::tuple || kind_ == Kind::set || kind_ == Kind::size;

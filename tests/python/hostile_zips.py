@@ -183,7 +183,7 @@ def records():
         "record-version-text": ("unsupported", having(version=b"three")),
         "record-version-huge": ("unsupported", having(version=b"9" * 1_000_000)),
         "record-version-empty": ("unsupported", having(version=b"")),
-        "record-torchscript": ("unsupported", archive(base | {"constants.pkl": PICKLE}).build()),
+        "record-torchscript": ("corrupt", archive(base | {"constants.pkl": PICKLE}).build()),
         "record-storage-shorter": ("corrupt", archive(base | {"data/0": b"x" * 11}).build()),
         "record-storage-longer": ("corrupt", archive(base | {"data/0": b"x" * 16}).build()),
         "record-storage-empty": ("corrupt", archive(base | {"data/0": b""}).build()),

@@ -337,12 +337,13 @@ def test_verify_goes_on_past_what_it_cannot_read(tmp_path):
     torch.save({"w": torch.ones(3)}, tmp_path / "good.pt")
     torch.save({"w": torch.ones(3)}, tmp_path / "bad.pt")
     torch.save({"w": torch.ones(3)}, tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    (tmp_path / "tar.pt").write_bytes(bytes(257) + b"ustar" + bytes(800))
     damage(tmp_path / "bad.pt")
-    paths = [tmp_path / n for n in ("none.pt", "old.pt", "good.pt")]
+    paths = [tmp_path / n for n in ("none.pt", "tar.pt", "old.pt", "good.pt")]
     checked = run("verify", "--json", *paths)
     assert checked.code == COULD_NOT_RUN
-    assert [f["state"] for f in checked.json["files"]] == ["failed", "failed", "good"]
-    assert [f["error"] and f["error"]["code"] for f in checked.json["files"]] == ["not_found", "unsupported", None]
+    assert [f["state"] for f in checked.json["files"]] == ["failed", "failed", "unchecked", "good"]
+    assert [f["error"] and f["error"]["code"] for f in checked.json["files"]] == ["not_found", "unsupported", None, None]
     assert run("verify", *paths, tmp_path / "bad.pt").code == DAMAGED  # the answer outweighs the missing one
 
 

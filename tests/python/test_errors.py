@@ -59,8 +59,12 @@ Point = collections.namedtuple("Point", "x y")
 
 def with_attribute():
     t = torch.ones(2)
-    t.note = "mine"
+    t.note = frozenset("mine")
     return t
+
+
+def four_bits():
+    return torch.quantize_per_channel(torch.ones(2, 4), torch.ones(2), torch.zeros(2), 0, torch.quint4x2)
 
 
 MODULE = torch.nn.Linear(2, 2)
@@ -99,11 +103,8 @@ REFUSED = {
     "dict subclass": (MyDict(), "dict(x)"),
     "list subclass": (MyList(), "list(x)"),
     "tensor subclass": (torch.ones(2).as_subclass(MyTensor), "as_subclass(torch.Tensor)"),
-    "tensor with attribute": (with_attribute(), "x.detach()"),
-    "sparse": (torch.eye(2).to_sparse(), "to_dense()"),
-    "sparse csr": (torch.eye(2).to_sparse_csr(), "to_dense()"),
-    "quantized": (torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8), "int_repr()"),
-    "nested": (torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]), "unbind()"),
+    "tensor with a frozenset": (with_attribute(), "set(x)"),
+    "quantized to 4 bits": (four_bits(), "x.dequantize()"),
     "int4": (torch.empty(2, dtype=torch.int4), "torch.uint8"),
     "uint4": (torch.empty(2, dtype=torch.uint4), "torch.uint8"),
     "quantized dtype": (torch.qint8, "str(dtype)"),

@@ -511,9 +511,9 @@ TEST(ForeignFile, OtherFormatsAreNamed) {
   EXPECT_ERROR(corrupt, "does not begin as a PyTorch file", open(std::string(4096, '\0')));
   EXPECT_ERROR(unsupported, "tar format",
                open(std::string(257, '\0') + "ustar" + std::string(800, '\0')));
-  EXPECT_ERROR(unsupported, "memory.pt: a plain pickle, which perdure does not read",
+  EXPECT_ERROR(corrupt, "or is something else: a plain pickle",
                open(std::string("\x80\x04K\x01.")));
-  EXPECT_ERROR(unsupported, "an HDF5 file", open("\x89HDF\r\n\x1a\n"));
+  EXPECT_ERROR(corrupt, "an HDF5 file", open("\x89HDF\r\n\x1a\n"));
   ZipParts zip = small_file();
   zip.entries.push_back(streamed_entry("m/constants.pkl", "\x80\x02)."));
   EXPECT_EQ(CheckpointFile::open(source_of(build(zip))).format(), "TorchScript");
