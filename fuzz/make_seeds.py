@@ -43,10 +43,42 @@ def opaque():
     return {"config": pathlib.PurePosixPath("a"), "range": range(3), "frozen": frozenset({1}), "error": ValueError("x")}
 
 
-def torch_file(state):
+def composites():
+    dense = torch.eye(2)
+    yield "sparse", [dense.to_sparse(), dense.to_sparse_csr(), dense.to_sparse_csc(), dense.to_sparse_bsr((1, 2))]
+    scales, zeros = torch.ones(2).double(), torch.zeros(2, dtype=torch.int64)
+    yield "quantized", [
+        torch.quantize_per_tensor(dense, 0.1, 3, torch.quint8),
+        torch.quantize_per_channel(dense, scales, zeros, 0, torch.qint8),
+    ]
+    rows = [torch.ones(1, 2), torch.ones(2, 2)]
+    yield "nested", [torch.nested.nested_tensor(rows), torch.nested.nested_tensor(rows, layout=torch.jagged)]
+    marked, parameter = torch.ones(2), torch.nn.Parameter(dense.to_sparse())
+    marked.note = parameter.note = "a"
+    yield "attributes", [marked, parameter]
+
+
+def torch_file(state, **options):
     buffer = io.BytesIO()
-    torch.save(state, buffer)
+    torch.save(state, buffer, **options)
     return buffer.getvalue()
+
+
+def script_file():
+    buffer = io.BytesIO()
+    torch.jit.save(torch.jit.script(torch.nn.Linear(2, 1)), buffer)
+    return buffer.getvalue()
+
+
+def compressed():
+    """The code in a TorchScript archive, as it lies there."""
+    data = script_file()
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        for info in archive.infolist():
+            if info.compress_type == zipfile.ZIP_DEFLATED:
+                at = info.header_offset
+                at += 30 + sum(int.from_bytes(data[at + i : at + i + 2], "little") for i in (26, 28))
+                yield f"unpack/{pathlib.PurePath(info.filename).name}", data[at : at + info.compress_size]
 
 
 def without_checksums(state):
@@ -130,6 +162,10 @@ def main():
         perdure.save(state, SEEDS / "zip" / f"perdure-{name}.pt")
         with zipfile.ZipFile(io.BytesIO(files[f"torch-{name}"])) as archive:
             pickles[name] = archive.read("archive/data.pkl")
+    for name, state in composites():
+        with zipfile.ZipFile(io.BytesIO(torch_file(state))) as archive:
+            pickles[name] = archive.read("archive/data.pkl")
+    files["torch-script"] = script_file()
     files["torch-opaque"] = torch_file(opaque())
     files["torch-unchecked"] = without_checksums({"w": torch.ones(3)})
     for protocol in range(2, 6):
@@ -137,7 +173,12 @@ def main():
     more = {f"zip/{name}.pt": data for name, data in files.items()}
     more |= {f"pickle/{name}.pkl": data for name, data in pickles.items()}
     more |= {f"directory/{name}": data for name, data in plain_zips()}
-    more |= {**dict(own_records()), **dict(texts()), **dict(safetensors_files()), **dict(dcp_metadata()), **dict(with_pickles(pickles))}
+    more |= {**dict(own_records()), **dict(texts()), **dict(with_pickles(pickles))}
+    more |= {**dict(safetensors_files()), **dict(dcp_metadata())}
+    legacy = {"_use_new_zipfile_serialization": False}
+    head = len(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.")  # fuzz_legacy puts it in front
+    more |= {f"legacy/{name}.pt": torch_file(state, **legacy)[head:] for name, state in [*states(), *composites()]}
+    more |= dict(compressed())
     for name, data in more.items():
         (SEEDS / name).parent.mkdir(exist_ok=True)
         (SEEDS / name).write_bytes(data)
