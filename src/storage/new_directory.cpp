@@ -35,10 +35,11 @@ void remove_directory(const io::Directory& parent, const std::string& name) noex
 
 void remove_debris(const io::Directory& parent, std::string_view name) noexcept try {
   for (const std::string& found : parent.names()) {
-    if (!found.ends_with(kEnding)) continue;
-    const std::string alive = found.substr(0, found.size() - kEnding.size());
+    const bool is_directory = found.ends_with(kEnding);
+    const std::string alive = is_directory ? found.substr(0, found.size() - kEnding.size()) : found;
     if (name_of_temporary(alive) != temporary_stem(name)) continue;
-    if (!parent.status(alive) || remove_if_dead(parent, alive)) remove_directory(parent, found);
+    const bool is_dead = !parent.status(alive) || remove_if_dead(parent, alive);
+    if (is_directory && is_dead) remove_directory(parent, found);
   }
 } catch (const std::exception&) {
   // A folder that may be written but not listed is no reason to fail.

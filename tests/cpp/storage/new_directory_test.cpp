@@ -92,12 +92,16 @@ TEST_F(NewDirectoryTest, RemovesWhatDeadWritersLeft) {
   std::ofstream(stem) << "";
   fs::create_directory(stem.string() + ".d");
   std::ofstream(stem.string() + ".d/data") << "x";
+  // Killed in front of the directory, or by a save of a file of that name cleaned up after.
+  std::ofstream(folder.path() / ".new.13-0123456789abcdef.tmp") << "";
+  fs::create_directory(folder.path() / ".new.14-0123456789abcdef.tmp.d");
   const fs::path other = fs::path(folder.path()) / ".other.12-0123456789abcdef.tmp.d";
   fs::create_directory(other);
   const NewDirectory living(io::real_system(), path, IfExists::fail);
   EXPECT_FALSE(fs::exists(stem));
   EXPECT_FALSE(fs::exists(stem.string() + ".d"));
   EXPECT_TRUE(fs::exists(other));
+  EXPECT_EQ(entries_in(folder.path()), 3u);  // the living one has two names
   const std::size_t before = entries_in(folder.path());
   NewDirectory(io::real_system(), path, IfExists::fail);
   EXPECT_EQ(entries_in(folder.path()), before);
