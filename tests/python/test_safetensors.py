@@ -31,7 +31,7 @@ def tensor_of(dtype, *shape):
 def tensors():
     torch.manual_seed(1)
     state = {str(dtype).removeprefix("torch."): tensor_of(dtype, 3, 5) for dtype in DTYPES}
-    return state | {"scalar": torch.tensor(1.5), "empty": torch.zeros(3, 0), "ä\"\\\n": torch.ones(1)}
+    return state | {"scalar": torch.tensor(1.5), "empty": torch.zeros(3, 0), "pairs": tensor_of(torch.float4_e2m1fn_x2, 2, 3), "ä\"\\\n": torch.ones(1)}
 
 
 def assert_equal(a, b):
