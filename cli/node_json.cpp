@@ -112,11 +112,21 @@ Json info_json(const CheckpointInfo& info) {
           {"optimizers", optimizers_json(info)}};
 }
 
+Json total_json(const DTypeTotal& total) {
+  return {{"tensors", total.tensors}, {"elements", total.elements}, {"bytes", total.bytes}};
+}
+
 Json totals_json(const Summary& summary) {
   Json totals = Json::object();
   for (const auto& [dtype, total] : summary.dtypes)
-    totals[std::string(dtype_name(dtype))] = {
-        {"tensors", total.tensors}, {"elements", total.elements}, {"bytes", total.bytes}};
+    totals[std::string(dtype_name(dtype))] = total_json(total);
+  return totals;
+}
+
+// By way of a map: an ordered object compares each new key with all before it.
+Json key_totals_json(const Summary& summary) {
+  std::map<std::string, Json> totals;
+  for (const auto& [key, total] : summary.keys) totals.emplace(key, total_json(total));
   return totals;
 }
 
@@ -135,7 +145,8 @@ Json head_json(const CheckpointFile& file, const Summary& summary) {
           {"kind", kind_name(file.value().kind())},
           {"storages", summary.storages.size()},
           {"opaque", summary.opaque_count},
-          {"totals", totals_json(summary)}};
+          {"totals", totals_json(summary)},
+          {"key_totals", key_totals_json(summary)}};
 }
 
 }  // namespace

@@ -177,6 +177,19 @@ std::string totals_text(const Summary& summary) {
   return table.empty() ? "" : "\n" + table.text();
 }
 
+// Worth a table where there are several.
+std::string key_totals_text(const Summary& summary) {
+  using enum Table::Align;
+  constexpr std::size_t kMost = 100;
+  if (summary.keys.size() < 2 || summary.keys.size() > kMost) return "";
+  Table table(
+      {{"TOP-LEVEL KEY", left, 60}, {"TENSORS", right}, {"ELEMENTS", right}, {"BYTES", right}});
+  for (const auto& [key, total] : summary.keys)
+    table.add({key, format_count(total.tensors), format_count(total.elements),
+               format_bytes(total.bytes)});
+  return "\n" + table.text();
+}
+
 std::string checksums_text(const CheckpointFile& file) {
   if (file.has_block_checksums()) return "checksums of every block";
   return file.has_checksums() ? "checksums of every record"
@@ -189,6 +202,33 @@ std::string size_text(const CheckpointFile& file, const Summary& summary) {
   return fmt::format("  {}, {}, {} in {}, {}\n", file.format(), format_bytes(file.size()),
                      plural(tensors, "tensor"), plural(summary.storages.size(), "storage"),
                      checksums_text(file));
+}
+
+// Why a file is larger than its tensors, where that is so by much.
+std::string excess_text(const CheckpointFile& file, const Summary& summary) {
+  std::uint64_t tensors = 0, kept = 0, records = 0, data = 0, stored = 0;
+  for (const auto& [dtype, total] : summary.dtypes) tensors += total.bytes;
+  for (const auto& [storage, use] : summary.storages) kept += storage->size - use.bytes;
+  for (const auto& storage : file.storages()) stored += storage->size;
+  for (const auto& record : file.records()) {
+    records += record.size;
+    if (record.name.starts_with("data/")) data += record.size;
+  }
+  constexpr std::uint64_t kLittle = 100'000;
+  if (file.size() < tensors + tensors / 10 + kLittle) return "";
+  std::string out;
+  const auto add = [&](std::uint64_t bytes, std::string_view what) {
+    if (bytes > file.size() / 100)
+      out += fmt::format("{}{} {}", out.empty() ? "" : ", ", format_bytes(bytes), what);
+  };
+  add(kept, "of storages that views keep and do not show (clone() them before saving)");
+  add(data > stored ? data - stored : 0, "in records that nothing uses");
+  add(records > std::max(data, stored) ? records - std::max(data, stored) : 0,
+      "of pickle and other records");
+  add(file.size() > records ? file.size() - records : 0, "of padding and zip headers");
+  if (out.empty()) return "";
+  return fmt::format("\nthe file is larger than its tensors ({}): {}\n", format_bytes(tensors),
+                     out);
 }
 
 std::string writer_text(const CheckpointInfo& info) {
@@ -260,7 +300,8 @@ void print_file_text(const CheckpointFile& file, const std::string& key, const S
   if (key.empty()) print(head_text(file, summary));
   const std::string tree = tree_text(file, key, summary);
   print(key.empty() || tree.empty() ? tree : tree.substr(1));
-  print(totals_text(summary));
+  print(totals_text(summary) + key_totals_text(summary));
+  if (key.empty()) print(excess_text(file, summary));
   print(refusal_text(summary));
 }
 

@@ -41,8 +41,10 @@ CheckpointFile open_checkpoint(const fs::path& given, const fs::path& file) {
   return CheckpointFile::open(open_source(file, Links::refuse), true);
 }
 
-VerifyReport verify_checkpoint(const fs::path& given, const fs::path& file) {
-  return file == given ? verify(file) : verify(open_source(file, Links::refuse));
+VerifyReport verify_checkpoint(const fs::path& given, const fs::path& file,
+                               const OnRead& progress) {
+  return file == given ? verify(file, progress)
+                       : verify(open_source(file, Links::refuse), progress);
 }
 
 fs::path newest_checkpoint(const fs::path& path) {

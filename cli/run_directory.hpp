@@ -17,7 +17,7 @@ std::vector<std::filesystem::path> checkpoint_files(const std::filesystem::path&
 CheckpointFile open_checkpoint(const std::filesystem::path& given,
                                const std::filesystem::path& file);
 VerifyReport verify_checkpoint(const std::filesystem::path& given,
-                               const std::filesystem::path& file);
+                               const std::filesystem::path& file, const OnRead& progress);
 
 // A file is itself; a run directory is its newest checkpoint that can be read, and damaged newer
 // ones are complained about, one line each.

@@ -9,6 +9,7 @@
 #include "run_directory.hpp"
 #include "text.hpp"
 #include "tree.hpp"
+#include "values.hpp"
 
 namespace perdure::cli {
 namespace {
@@ -25,12 +26,26 @@ constexpr const char* kFooter =
     "characters (dots too), ? for one.\n"
     "Example:\n"
     "  perdure show runs/gpt\n"
-    "  perdure show model.pt 'model.*.weight'";
+    "  perdure show model.pt 'model.*.weight'\n"
+    "  perdure show --values model.pt model.fc.bias";
 
 struct Request {
   std::string path;
   std::string key;
+  bool values = false;
 };
+
+// The values of what is selected, a tensor once.
+void print_values(const CheckpointFile& file, const std::string& key) {
+  constexpr std::size_t kMost = 100;
+  std::size_t count = 0;
+  walk_tree(file.value(), key, [&](const TreeNode& node) {
+    if (node.value.kind() != Kind::tensor || !node.same_as.empty() || node.in_attributes) return;
+    if (++count <= kMost) print('\n' + values_text(file, node.name, node.value.as_tensor()));
+  });
+  if (count > kMost)
+    print(fmt::format("\nand {} more: select some with a KEY\n", format_count(count - kMost)));
+}
 
 std::string top_keys(const Value& root) {
   constexpr std::size_t kNamed = 20;
@@ -54,6 +69,7 @@ Exit run_show(const Request& request, bool json) {
     print_file_json(file, request.key, summary);
   else
     print_file_text(file, request.key, summary);
+  if (request.values) print_values(file, request.key);
   return Exit::good;
 }
 
@@ -64,7 +80,11 @@ void add_show(CLI::App& app, Invocation& invocation) {
   auto request = std::make_shared<Request>();
   command->add_option("FILE", request->path, "File, or run directory")->required();
   command->add_option("KEY", request->key, "Only what this pattern matches");
-  command->add_flag("--json", invocation.json, "One JSON object instead of a table");
+  CLI::Option* values = command->add_flag(
+      "--values", request->values,
+      "Print the values of tensors, too, as torch does; cut where they are large");
+  command->add_flag("--json", invocation.json, "One JSON object instead of a table")
+      ->excludes(values);
   command->footer(kFooter);
   command->callback([request, &invocation] {
     invocation.run = [request, &invocation] { return run_show(*request, invocation.json); };

@@ -144,20 +144,26 @@ class Counter {
 
   void add(const TreeNode& node) {
     ++summary_.nodes;
-    if (node.value.kind() == Kind::tensor) add_tensor(node.value.as_tensor(), node.name);
+    if (node.value.kind() == Kind::tensor) add_tensor(node);
     if (node.value.kind() == Kind::opaque) add_opaque(node.name);
   }
 
  private:
-  void add_tensor(const Tensor& tensor, const std::string& name) {
+  void add_tensor(const TreeNode& node) {
+    const Tensor& tensor = node.value.as_tensor();
     DTypeTotal& total = summary_.dtypes[tensor.dtype];
+    DTypeTotal& of_key = summary_.keys[label_of(node.path.front())];
     ++total.tensors;
+    ++of_key.tensors;
     StorageUse& use = summary_.storages[tensor.storage.get()];
-    if (use.tensors++ == 0) use.first = name;
+    if (use.tensors++ == 0) use.first = node.name;
     const auto [first, last] = tensor.byte_range();
     if (!counted_.insert({tensor.storage.get(), tensor.dtype, first, last}).second) return;
-    total.elements += tensor.numel();
-    total.bytes += tensor.numel() * itemsize(tensor.dtype);
+    use.bytes = std::min(tensor.storage->size, use.bytes + (last - first));
+    for (DTypeTotal* sum : {&total, &of_key}) {
+      sum->elements += tensor.numel();
+      sum->bytes += tensor.numel() * itemsize(tensor.dtype);
+    }
   }
 
   void add_opaque(const std::string& name) {

@@ -48,10 +48,12 @@ struct DTypeTotal {
 };
 struct StorageUse {
   std::uint64_t tensors = 0;
-  std::string first;  // name of the first tensor that looks into it
+  std::uint64_t bytes = 0;  // that they cover, at most
+  std::string first;        // name of the first tensor that looks into it
 };
 struct Summary {
   std::map<DType, DTypeTotal> dtypes;
+  std::map<std::string, DTypeTotal> keys;  // by the first key of the path
   std::map<const TensorStorage*, StorageUse> storages;
   std::vector<std::string> opaque;  // names, the first few
   std::uint64_t opaque_count = 0;

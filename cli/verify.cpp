@@ -1,9 +1,15 @@
 // perdure verify PATH...: reads everything and compares every checksum.
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <atomic>
+#include <future>
 #include <perdure/file.hpp>
+#include <system_error>
+#include <thread>
 
 #include "command.hpp"
+#include "progress.hpp"
 #include "run_directory.hpp"
 #include "text.hpp"
 
@@ -29,9 +35,10 @@ struct Outcome {
   std::optional<Error> error;
 };
 
-Outcome check(const fs::path& given, const fs::path& path) {
+Outcome check(const fs::path& given, const fs::path& path, Progress& progress) {
   try {
-    return {verify_checkpoint(given, path), std::nullopt};
+    return {verify_checkpoint(given, path, [&](std::uint64_t bytes) { progress.add(bytes); }),
+            std::nullopt};
   } catch (const Error& error) {
     Outcome outcome;
     outcome.report.path = path.string();
@@ -96,39 +103,83 @@ Json outcome_json(const Outcome& outcome) {
           {"error", outcome.error ? error_json(*outcome.error) : Json()}};
 }
 
-using Take = std::function<void(const Outcome&)>;
+// One file to check; or what kept a directory from being listed.
+struct Job {
+  fs::path given, file;
+  std::optional<Error> error;
+  std::promise<Outcome> outcome;
+};
+
+std::vector<Job> jobs_for(const std::vector<std::string>& paths) {
+  std::vector<Job> jobs;
+  for (const fs::path given : paths) {
+    try {
+      for (const fs::path& file : checkpoint_files(given)) jobs.push_back({given, file, {}, {}});
+    } catch (const Error& error) {
+      jobs.push_back({given, given, error, {}});
+    }
+  }
+  return jobs;
+}
+
+std::uint64_t size_of(const std::vector<Job>& jobs) {
+  std::uint64_t total = 0;
+  for (const Job& job : jobs) {
+    std::error_code failed;
+    const std::uintmax_t size = fs::file_size(job.file, failed);
+    if (!failed) total += size;
+  }
+  return total;
+}
+
+void check_in_turn(std::vector<Job>& jobs, std::atomic<std::size_t>& next, Progress& progress) {
+  for (std::size_t i = next++; i < jobs.size(); i = next++) {
+    try {
+      if (jobs[i].error) throw *jobs[i].error;
+      jobs[i].outcome.set_value(check(jobs[i].given, jobs[i].file, progress));
+    } catch (const Error& error) {
+      Outcome outcome;
+      outcome.report.path = jobs[i].file.string();
+      outcome.error = error;
+      jobs[i].outcome.set_value(std::move(outcome));
+    } catch (...) {
+      jobs[i].outcome.set_exception(std::current_exception());  // Ctrl-C
+    }
+  }
+}
 
 // A file of a run directory that is gone when its turn comes was pruned meanwhile, and no concern.
-void check_directory(const fs::path& directory, const Take& take) {
-  for (const fs::path& file : checkpoint_files(directory)) {
-    const Outcome outcome = check(directory, file);
-    if (!outcome.error || outcome.error->code() != ErrorCode::not_found || file == directory)
-      take(outcome);
-  }
+bool was_pruned(const Job& job, const Outcome& outcome) {
+  return outcome.error && outcome.error->code() == ErrorCode::not_found && job.file != job.given;
 }
 
-// A directory that cannot be listed, or has nothing in it, is an outcome of its own.
-void check_path(const fs::path& path, const Take& take) {
-  try {
-    check_directory(path, take);
-  } catch (const Error& error) {
-    Outcome outcome;
-    outcome.report.path = path.string();
-    outcome.error = error;
-    take(outcome);
-  }
-}
+struct Request {
+  std::vector<std::string> paths;
+  std::size_t threads = 1;
+};
 
-Exit run_verify(const std::vector<std::string>& paths, bool json) {
+Exit run_verify(const Request& request, bool json) {
+  std::vector<Job> jobs = jobs_for(request.paths);
+  Progress progress("verify", size_of(jobs));
+  std::atomic<std::size_t> next = 0;
+  std::vector<std::jthread> threads;  // joined before what they use goes
+  while (threads.size() < std::min(request.threads, jobs.size()))
+    threads.emplace_back([&] { check_in_turn(jobs, next, progress); });
   Exit exit = Exit::good;
   Json files = Json::array();
-  const auto take = [&](const Outcome& outcome) {
+  for (Job& job : jobs) {
+    const Outcome outcome = job.outcome.get_future().get();
+    if (was_pruned(job, outcome)) continue;
     exit = worse(exit, exit_of(outcome));
-    if (json) return files.push_back(outcome_json(outcome));
+    if (json) {
+      files.push_back(outcome_json(outcome));
+      continue;
+    }
+    progress.finish();
     print(outcome_text(outcome));
     flush_output();  // large files take a while: what is known is shown
-  };
-  for (const std::string& path : paths) check_path(path, take);
+  }
+  progress.finish();
   if (json) print(to_text({{"files", std::move(files)}}) + '\n');
   return exit;
 }
@@ -137,12 +188,17 @@ Exit run_verify(const std::vector<std::string>& paths, bool json) {
 
 void add_verify(CLI::App& app, Invocation& invocation) {
   CLI::App* command = app.add_subcommand("verify", kDescription);
-  auto paths = std::make_shared<std::vector<std::string>>();
-  command->add_option("PATH", *paths, "Files or run directories")->required();
+  auto request = std::make_shared<Request>();
+  command->add_option("PATH", request->paths, "Files or run directories")->required();
+  command
+      ->add_option("-j", request->threads,
+                   "So many files at once; each is read by up to four threads")
+      ->check(CLI::Range(1, 64))
+      ->capture_default_str();
   command->add_flag("--json", invocation.json, "One JSON object instead of lines");
   command->footer(kFooter);
-  command->callback([paths, &invocation] {
-    invocation.run = [paths, &invocation] { return run_verify(*paths, invocation.json); };
+  command->callback([request, &invocation] {
+    invocation.run = [request, &invocation] { return run_verify(*request, invocation.json); };
   });
 }
 

@@ -120,8 +120,9 @@ void bind_verify(nb::module_& m) {
       .def_ro("bytes", &VerifyReport::bytes)
       .def_ro("tensors", &VerifyReport::tensors)
       .def_ro("findings", &VerifyReport::findings);
-  m.def("verify", nb::overload_cast<const std::filesystem::path&>(&verify), nb::arg("path"),
-        Released());
+  m.def(
+      "verify", [](const std::filesystem::path& path) { return verify(path); }, nb::arg("path"),
+      Released());
   m.def("verify_bytes", &verify_bytes, nb::arg("bytes"), nb::arg("name"));
 }
 

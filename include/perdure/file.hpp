@@ -224,9 +224,11 @@ struct VerifyReport {
 };
 
 // Reads everything and compares every checksum; never throws for damage, lists all of it.
-// Error(io), Error(not_found) where the file cannot be read at all.
-VerifyReport verify(const std::filesystem::path& path);
-VerifyReport verify(std::shared_ptr<const Source> source);
+// Error(io), Error(not_found) where the file cannot be read at all. `progress` gets the number of
+// bytes whenever some were read, from up to four threads at once; what it throws ends the reading.
+using OnRead = std::function<void(std::uint64_t bytes)>;
+VerifyReport verify(const std::filesystem::path& path, const OnRead& progress = {});
+VerifyReport verify(std::shared_ptr<const Source> source, const OnRead& progress = {});
 
 // For file objects and tests: writes the file's bytes, front to back, to `sink`.
 void write_to(const std::function<void(ConstBytes)>& sink, const Value& state,

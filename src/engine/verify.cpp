@@ -163,13 +163,47 @@ class Verifier {
   VerifyReport report_;
 };
 
+class CountedSource final : public Source {
+ public:
+  CountedSource(std::shared_ptr<const Source> source, const OnRead& on_read)
+      : source_(std::move(source)), on_read_(on_read) {}
+  std::uint64_t size() const override { return source_->size(); }
+  const std::string& name() const override { return source_->name(); }
+  Place place(std::uint64_t offset) const override { return source_->place(offset); }
+  bool is_cached() const override { return source_->is_cached(); }
+  void will_read(std::uint64_t offset, std::uint64_t size) const override {
+    source_->will_read(offset, size);
+  }
+  void read(std::uint64_t offset, MutableBytes into) const override {
+    source_->read(offset, into);
+    on_read_(into.size());
+  }
+  ConstBytes read_bulk(std::uint64_t offset, MutableBytes into,
+                       MutableBytes scratch) const override {
+    const ConstBytes bytes = source_->read_bulk(offset, into, scratch);
+    on_read_(bytes.size());
+    return bytes;
+  }
+
+ private:
+  std::shared_ptr<const Source> source_;
+  const OnRead& on_read_;
+};
+
+std::shared_ptr<const Source> counted(std::shared_ptr<const Source> source, const OnRead& on_read) {
+  if (!on_read) return source;
+  return std::make_shared<CountedSource>(std::move(source), on_read);
+}
+
 }  // namespace
 
-VerifyReport verify(std::shared_ptr<const Source> source) { return Verifier(*source).run(); }
-VerifyReport verify(const std::filesystem::path& path) {
+VerifyReport verify(std::shared_ptr<const Source> source, const OnRead& progress) {
+  return Verifier(*counted(std::move(source), progress)).run();
+}
+VerifyReport verify(const std::filesystem::path& path, const OnRead& progress) {
   if (std::optional<engine::JoinedFile> joined = engine::open_joined(path, true))
-    return Verifier(*joined->source).run(std::move(joined->contents));
-  return verify(open_source(path));
+    return Verifier(*counted(std::move(joined->source), progress)).run(std::move(joined->contents));
+  return verify(open_source(path), progress);
 }
 
 }  // namespace perdure
