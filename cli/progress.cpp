@@ -4,6 +4,7 @@
 #include <sys/ioctl.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <csignal>
 #include <cstdio>
 #include <utility>
@@ -80,18 +81,21 @@ void Progress::draw(Clock::time_point now) {
   next_draw_ = now + kBetweenDraws;
   drawn_ = true;
   const double seconds = std::chrono::duration<double>(now - start_).count();
-  const std::string text = line(seconds, done_.load(std::memory_order_relaxed));
-  std::fputs(fmt::format("\r{}\x1b[K", shorten(escape(text), terminal_columns() - 1)).c_str(),
-             stderr);
+  const std::string figures = line(seconds, done_.load(std::memory_order_relaxed));
+  const std::size_t room = terminal_columns() - 1;
+  const std::string what =
+      room > figures.size() ? shorten(escape(what_), room - figures.size()) : "";
+  std::fputs(fmt::format("\r{}{}\x1b[K", what, shorten(figures, room)).c_str(), stderr);
 }
 
 std::string Progress::line(double seconds, std::uint64_t done) const {
   const double rate = static_cast<double>(done) / seconds;
-  std::string out = what_ + ": ";
+  std::string out = ": ";
   if (total_ > 0)
-    out += fmt::format("{:.0f} %, {} of ",
-                       100 * static_cast<double>(done) / static_cast<double>(total_),
-                       format_bytes(done));
+    out +=
+        fmt::format("{:.0f} %, {} of ",
+                    std::min(100.0, 100 * static_cast<double>(done) / static_cast<double>(total_)),
+                    format_bytes(done));
   out += fmt::format("{}, {}/s", format_bytes(total_ > 0 ? total_ : done),
                      format_bytes(static_cast<std::uint64_t>(rate)));
   if (total_ > done && rate > 0)

@@ -132,19 +132,17 @@ std::uint64_t size_of(const std::vector<Job>& jobs) {
   return total;
 }
 
-void check_in_turn(std::vector<Job>& jobs, std::atomic<std::size_t>& next, Progress& progress) {
-  for (std::size_t i = next++; i < jobs.size(); i = next++) {
-    try {
-      if (jobs[i].error) throw *jobs[i].error;
-      jobs[i].outcome.set_value(check(jobs[i].given, jobs[i].file, progress));
-    } catch (const Error& error) {
-      Outcome outcome;
-      outcome.report.path = jobs[i].file.string();
-      outcome.error = error;
-      jobs[i].outcome.set_value(std::move(outcome));
-    } catch (...) {
-      jobs[i].outcome.set_exception(std::current_exception());  // Ctrl-C
-    }
+void check(Job& job, Progress& progress) {
+  try {
+    if (job.error) throw *job.error;
+    job.outcome.set_value(check(job.given, job.file, progress));
+  } catch (const Error& error) {
+    Outcome outcome;
+    outcome.report.path = job.file.string();
+    outcome.error = error;
+    job.outcome.set_value(std::move(outcome));
+  } catch (...) {
+    job.outcome.set_exception(std::current_exception());  // Ctrl-C
   }
 }
 
@@ -163,11 +161,14 @@ Exit run_verify(const Request& request, bool json) {
   Progress progress("verify", size_of(jobs));
   std::atomic<std::size_t> next = 0;
   std::vector<std::jthread> threads;  // joined before what they use goes
-  while (threads.size() < std::min(request.threads, jobs.size()))
-    threads.emplace_back([&] { check_in_turn(jobs, next, progress); });
+  for (std::size_t i = 0; request.threads > 1 && i < std::min(request.threads, jobs.size()); ++i)
+    threads.emplace_back([&] {
+      for (std::size_t n = next++; n < jobs.size(); n = next++) check(jobs[n], progress);
+    });
   Exit exit = Exit::good;
   Json files = Json::array();
   for (Job& job : jobs) {
+    if (threads.empty()) check(job, progress);
     const Outcome outcome = job.outcome.get_future().get();
     if (was_pruned(job, outcome)) continue;
     exit = worse(exit, exit_of(outcome));
