@@ -1,5 +1,6 @@
 """The code in the README and in docs/ is run: Python as it stands, C++ as part of what is built and run."""
 
+import os
 import pathlib
 import re
 import signal
@@ -127,3 +128,19 @@ def test_optimizer_surgery_prints_what_its_page_shows(tmp_path, monkeypatch, cap
     rows = [line for line in table.splitlines() if "momentum" in line and "parameter" not in line]
     assert len(rows) == 7 and all(row in str(refused.value) for row in rows)
     assert names["optimizer"].param_groups[1]["lr"] == 0.001
+
+
+def test_the_command_line_prints_what_its_page_shows(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for sample in blocks("python", "docs/command-line.md"):
+        exec(sample, {})
+    program = os.environ.get("PERDURE_CLI", "perdure")
+    samples = blocks("console", "docs/command-line.md")
+    assert len(samples) == 6
+    for sample in samples:
+        line, _, shown = sample.partition("\n")
+        words = line.removeprefix("$ perdure ").split()
+        printed = subprocess.run([program, *words], capture_output=True, text=True)
+        assert printed.stderr == ""
+        # How long the record of the time and the versions is, differs.
+        assert re.sub(r"[\d.]+ k?B read", "N read", printed.stdout) == re.sub(r"[\d.]+ k?B read", "N read", shown), line
