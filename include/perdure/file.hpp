@@ -1,7 +1,7 @@
 // One file: save it so that it is durable, load it so that it is verified, look into it, check it.
 //
 // The file is PyTorch's own zip format (docs/format.md): torch.load opens what save writes, and
-// load opens what torch.save writes, without ever executing anything that is in it. The functions
+// load opens what PyTorch writes (docs/formats.md), without ever executing anything that is in it. The functions
 // may be called from any thread; two saves to one path are each whole, the later rename wins.
 #pragma once
 
@@ -66,8 +66,8 @@ struct LoadOptions {
   bool verify = false;  // without mmap all is verified in any case
 };
 
-// Loads any file that torch.save (1.6 and newer) or perdure wrote. Every byte has its checksum
-// compared (but see LoadOptions::mmap). Errors: corrupt (names file, offset and tensor),
+// Loads any file that perdure or PyTorch wrote, whichever format it is (docs/formats.md). Every byte
+// has its checksum compared, where the format has one (but see LoadOptions::mmap). Errors: corrupt (names file, offset and tensor),
 // unsupported (holds what plain data cannot: names it and its place; or a newer format), not_found,
 // invalid (keys that are not there), io.
 Value load(const std::filesystem::path& path, const LoadOptions& options = {});
@@ -129,7 +129,7 @@ class CheckpointFile {
 
   const std::string& name() const;
   std::uint64_t size() const;  // bytes of the whole file
-  // What it is, in words: "perdure (PyTorch zip)", "PyTorch zip".
+  // What it is, in words: "perdure (PyTorch zip)", "PyTorch zip", "PyTorch legacy", "TorchScript".
   const std::string& format() const;
   const Value& value() const;  // tensors whose storages have data == nullptr until read
   const std::optional<CheckpointInfo>& info() const;

@@ -31,9 +31,11 @@ def save(state, file) -> None:
 
 
 def load(file, map_location=None, keys=None, mmap: bool = False, verify: bool = False):
-    """Loads what perdure.save or torch.save wrote at the path `file` (or in a binary file object).
+    """Loads what perdure.save or torch.save wrote at the path `file` (or in a binary file object), in any of PyTorch's
+    formats: zip, legacy (before 1.6), TorchScript (each module as a dict of its attributes).
 
-    Every byte has its checksum compared (but see `mmap`), and nothing in the file is ever executed.
+    Every byte has its checksum compared, where the format has one (but see `mmap`), and nothing in the file is ever
+    executed.
 
     `map_location`: where tensors go, as for torch.load: None (where they were saved from), "cpu", "cuda:1", a
         torch.device, a dict, a callable; "meta" reads no data at all (numpy arrays then stay in their plain form).
@@ -81,7 +83,7 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class VerifyReport:
-    """What verify found. `state` is "good", "damaged", or "unchecked": sound, but written without checksums."""
+    """What verify found. `state` is "good", "damaged", or "unchecked": sound, but without checksums."""
 
     path: str
     state: str

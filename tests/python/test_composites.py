@@ -198,6 +198,29 @@ def test_in_a_module_and_its_optimizer(tmp_path):
     assert_same(other.fc.weight, net.fc.weight)
 
 
+@pytest.mark.parametrize("capture", ["eager", "overlapped"])
+def test_an_attribute_on_the_state_of_an_optimizer(tmp_path, capture):
+    def training(seed):
+        torch.manual_seed(seed)
+        model = torch.nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        model(torch.ones(1, 3)).sum().backward()
+        optimizer.step()
+        return optimizer.state[model.weight], perdure.TrainingState(model=model, optimizer=optimizer)
+
+    slots, state = training(0)
+    slots["exp_avg"].note = "mine"
+    with perdure.CheckpointManager(tmp_path, capture=capture) as checkpoints:
+        state.step += 1
+        checkpoints.save(state)
+        checkpoints.wait()
+        _, other = training(1)
+        checkpoints.restore(other)
+    restored = next(iter(other.optimizer.state.values()))
+    assert_same(plain(restored["exp_avg"]), plain(slots["exp_avg"]))
+    assert restored["exp_avg"].note == "mine"
+
+
 class TestWhatCannotBe:
     def test_a_class_of_ones_own_is_named_and_shown(self, path):
         class Mine(torch.Tensor):

@@ -147,7 +147,7 @@ def test_bytes_are_those_of_a_first_save(run, first, second):
 
 def test_what_cannot_be_saved_is_said_each_time(run):
     state, model, optimizer = run
-    optimizer.state[model[0].weight]["exp_avg"].note = "mine"
+    optimizer.state[model[0].weight]["exp_avg"].note = frozenset("mine")
     for _ in range(2):
         with pytest.raises(perdure.InvalidError, match=r"state\['optimizer'\]\['state'\]\[0\]\['exp_avg'\].*note"):
             state._captured()
