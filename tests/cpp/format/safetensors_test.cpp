@@ -8,6 +8,7 @@
 #include "expect_error.hpp"
 #include "format/coding.hpp"
 #include "format/memory_source.hpp"
+#include "format/safetensors_file.hpp"
 
 namespace perdure::test {
 namespace {
@@ -129,6 +130,22 @@ TEST(Safetensors, RefusesOtherForms) {
   EXPECT_ERROR(corrupt, "does not begin with '{'", parse_safetensors_header(" {}", 0));
   EXPECT_ERROR(corrupt, "no JSON", parse_safetensors_header("{}{}", 0));
   EXPECT_ERROR(corrupt, "NUL", parse_safetensors_header(std::string_view("{}\0 ", 4), 0));
+}
+
+TEST(Safetensors, NoTensorHasMoreBytesThanThereCanBe) {
+  const std::int64_t large = std::int64_t{1} << 61;
+  EXPECT_EQ(contiguous_tensor(DType::int16, {large}).strides, std::vector<std::int64_t>{1});
+  EXPECT_ERROR(corrupt, "more bytes", contiguous_tensor(DType::float32, {large}));
+  EXPECT_ERROR(corrupt, "more elements", contiguous_tensor(DType::uint8, {0, large, large}));
+}
+
+TEST(Safetensors, ListsOfNumbersCostLittleMemory) {
+  std::string shape = "[1", offsets = "[0";
+  for (int i = 0; i < 2000; ++i) shape += ",1", offsets += ",0";
+  EXPECT_ERROR(corrupt, "more numbers",
+               parsed("\"x\":{\"dtype\":\"U8\",\"shape\":" + shape + "]}", 1));
+  EXPECT_ERROR(corrupt, "more numbers",
+               parsed("\"x\":{\"dtype\":\"U8\",\"data_offsets\":" + offsets + "]}", 1));
 }
 
 TEST(Safetensors, NestingCostsNoMemory) {
