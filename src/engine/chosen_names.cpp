@@ -50,9 +50,10 @@ std::optional<Value> filtered(const Value& value, const std::string& name, const
 std::vector<std::string> names_of(const Value& state) {
   std::vector<std::string> names;
   for (const auto& [key, item] : state.as_dict()) {
-    names.push_back(text_of(key));
+    const std::string name = text_of(key);
+    names.push_back(name);
     if (!item.is_mapping()) continue;
-    for (const auto& entry : item.as_dict()) names.push_back(below(names.back(), entry.first));
+    for (const auto& entry : item.as_dict()) names.push_back(below(name, entry.first));
   }
   return names;
 }

@@ -132,7 +132,7 @@ def test_parts_under_other_names(tmp_path):
     loaded = torch.load(out)
     assert set(loaded["model"]) == {"1.weight", "1.bias", "head.weight", "head.bias"} and loaded["steps"] == 3
     for options, what in [
-        ({"only": ["modle"]}, "did you mean"),
+        ({"only": ["modle"]}, 'did you mean "model".*"model", "model.0.weight", "model.0.bias"'),
         ({"rename": {"x.*": "y.*"}}, "nothing in the file"),
         ({"rename": {"x.*": "y"}}, r"as many \*"),
         ({"rename": {"epoch": "model"}}, "two values"),
