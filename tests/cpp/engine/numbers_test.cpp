@@ -4,8 +4,10 @@
 
 #include <cmath>
 #include <cstring>
+#include <map>
 #include <random>
 
+#include "engine/gather.hpp"
 #include "engine/number_kernels.hpp"
 #include "engine/tally.hpp"
 
@@ -261,6 +263,63 @@ TEST_P(LevelTest, DistancesOfAnyLength) {
   }
 }
 
+// A float's number among all of its dtype, by counting: the patterns sorted by value.
+TEST_P(LevelTest, StepsBetweenFloatsOf8And16Bits) {
+  for (const DType dtype : {DType::float16, DType::bfloat16, DType::float8_e4m3fn,
+                            DType::float8_e4m3fnuz, DType::float8_e5m2, DType::float8_e5m2fnuz}) {
+    SCOPED_TRACE(std::string(dtype_name(dtype)));
+    const std::size_t size = itemsize(dtype);
+    const std::vector<std::byte> all = patterns(dtype, 0);
+    std::map<long double, std::uint64_t> steps;
+    for (std::size_t i = 0; i < all.size() / size; ++i)
+      if (const long double x = reference(dtype, all.data() + i * size)[0]; !std::isnan(x))
+        steps[x];
+    std::uint64_t number = 0;
+    for (auto& [value, step] : steps) step = number++;
+    std::mt19937 random(1);
+    for (int i = 0; i < 3000; ++i) {
+      const std::byte* a = all.data() + random() % (all.size() / size) * size;
+      const std::byte* b = all.data() + random() % (all.size() / size) * size;
+      const long double x = reference(dtype, a)[0];
+      const long double y = reference(dtype, b)[0];
+      engine::BitDistance out;
+      kernels.compare_bits(dtype, a, b, 1, out);
+      EXPECT_EQ(out.changed, std::memcmp(a, b, size) != 0 ? 1U : 0U);
+      const bool is_nan = std::isnan(x) || std::isnan(y);
+      EXPECT_EQ(out.max_steps,
+                is_nan ? 0 : std::max(steps[x], steps[y]) - std::min(steps[x], steps[y]))
+          << static_cast<double>(x) << " and " << static_cast<double>(y);
+    }
+  }
+}
+
+TEST_P(LevelTest, BitsOfManyElementsAreThoseOfEach) {
+  for (const DType dtype : all_dtypes()) {
+    SCOPED_TRACE(std::string(dtype_name(dtype)));
+    const std::size_t size = itemsize(dtype);
+    const std::vector<std::byte> a = patterns(dtype, 1);
+    std::vector<std::byte> b = patterns(dtype, 2);
+    std::mt19937 random(3);
+    for (std::size_t i = 0; i + size <= b.size(); i += size)
+      if (random() % 2 == 0)
+        std::copy_n(a.begin() + static_cast<std::ptrdiff_t>(i), size,
+                    b.begin() + static_cast<std::ptrdiff_t>(i));
+      else
+        b[i] ^= std::byte{1};
+    engine::BitDistance each, all;
+    for (std::size_t i = 0; i + size <= b.size(); i += size) {
+      engine::BitDistance one;
+      kernels.compare_bits(dtype, a.data() + i, b.data() + i, 1, one);
+      each.changed += one.changed;
+      each.max_steps = std::max(each.max_steps, one.max_steps);
+    }
+    kernels.compare_bits(dtype, a.data(), b.data(), a.size() / size, all);
+    EXPECT_EQ(all.changed, each.changed);
+    EXPECT_EQ(all.max_steps, each.max_steps);
+    EXPECT_GT(all.changed, a.size() / size / 4);
+  }
+}
+
 // ---- moments
 
 TEST(MomentsTest, EveryDTypeAgainstTheDefinition) {
@@ -400,6 +459,38 @@ TEST(TallyTest, RandomStridesCountEachElementAsOftenAsItIsThere) {
                       found += count;
                     });
     EXPECT_EQ(found * elements.repeats(), tensor.numel());
+  }
+}
+
+TEST(GatherTest, AnyPartOfAnyStridesInItsOwnOrder) {
+  const char* given = std::getenv("PERDURE_SEED");
+  const unsigned start = given != nullptr ? static_cast<unsigned>(std::atoi(given)) : 0;
+  for (unsigned seed = start; seed < start + (given != nullptr ? 1 : 300); ++seed) {
+    SCOPED_TRACE("PERDURE_SEED=" + std::to_string(seed));
+    std::mt19937 random(seed);
+    Tensor tensor;
+    tensor.dtype = DType::int16;
+    tensor.storage_offset = random() % 50;
+    for (std::size_t d = random() % 5; d > 0; --d) {
+      tensor.shape.push_back(1 + random() % 9);
+      tensor.strides.push_back(random() % 5 == 0 ? 0 : random() % 200);
+    }
+    std::vector<std::int16_t> data(tensor.byte_range().second / 2 + random() % 20);
+    for (std::int16_t& x : data) x = static_cast<std::int16_t>(random());
+    std::vector<std::int16_t> wanted;
+    for_each_place(tensor, [&](std::uint64_t place) { wanted.push_back(data.at(place)); });
+    const std::uint64_t first = random() % wanted.size();
+    const std::uint64_t last = first + 1 + random() % (wanted.size() - first);
+    std::vector<std::int16_t> found(last - first + 1, 77);
+    const engine::Gather gather(tensor, first, last, reinterpret_cast<std::byte*>(found.data()));
+    const std::uint64_t step = 1 + random() % 97;
+    for (std::uint64_t at = 0; at < data.size(); at += step)
+      gather.take(
+          2 * at,
+          std::as_bytes(std::span(data)).subspan(2 * at, 2 * std::min(step, data.size() - at)));
+    EXPECT_TRUE(std::equal(found.begin(), found.end() - 1,
+                           wanted.begin() + static_cast<std::ptrdiff_t>(first)));
+    EXPECT_EQ(found.back(), 77);
   }
 }
 
