@@ -358,60 +358,82 @@ struct NaNs {
   bool negative_zero = false;
 };
 
-// Numbers the floats of a dtype, -0 and 0 alike.
-template <class U>
-PERDURE_INLINE void compare_floats(const std::byte* a, const std::byte* b, std::size_t count,
-                                   NaNs<U> nan, BitDistance& out) {
+// Numbers the values of a dtype in their order, -0 and 0 alike. `none` is all ones where there is
+// no value.
+template <class U, class Vector>
+PERDURE_INLINE void number_floats(const Vector& x, NaNs<U> nan, Vector& place, Vector& none) {
   constexpr U kSign = static_cast<U>(U{1} << (8 * sizeof(U) - 1));
-  U most = 0;
-  std::uint64_t changed = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    U x, y;
-    std::memcpy(&x, a + i * sizeof x, sizeof x);
-    std::memcpy(&y, b + i * sizeof y, sizeof y);
-    const U size_x = x & static_cast<U>(~kSign);
-    const U size_y = y & static_cast<U>(~kSign);
-    const U place_x = static_cast<U>((x & kSign) != 0 ? kSign - size_x : kSign + size_x);
-    const U place_y = static_cast<U>((y & kSign) != 0 ? kSign - size_y : kSign + size_y);
-    const U apart = static_cast<U>(place_x > place_y ? place_x - place_y : place_y - place_x);
-    const bool is_nan = size_x >= nan.from || size_y >= nan.from ||
-                        (nan.negative_zero && (x == kSign || y == kSign));
-    const U counted = is_nan ? U{0} : apart;
-    most = counted > most ? counted : most;
-    changed += x != y ? 1 : 0;
-  }
-  out.changed += changed;
-  out.max_steps = std::max<std::uint64_t>(out.max_steps, most);
+  const Vector size = x & static_cast<U>(~kSign);
+  place = (x & kSign) != 0 ? kSign - size : kSign + size;
+  none = (Vector)(size >= nan.from);
+  if (nan.negative_zero) none |= (Vector)(x == kSign);
 }
 
-template <class T>
+// `flip`: the bit of the sign, of integers that have one.
+template <std::size_t kWidth, class U>
+PERDURE_INLINE void compare_values(const std::byte* a, const std::byte* b, std::size_t count,
+                                   bool is_float, NaNs<U> nan, U flip, BitDistance& out) {
+  using Vector [[gnu::vector_size(kWidth * 8)]] = U;
+  constexpr std::size_t kEach = sizeof(Vector) / sizeof(U);
+  constexpr std::size_t kCounted = 128;  // turns that a counter of 8 bits can take
+  Vector most{};
+  for (std::size_t begin = 0; begin < count;) {
+    Vector changed{};
+    const std::size_t end = std::min(count, begin + kCounted * kEach);
+    for (; begin < end; begin += kEach) {
+      Vector x{};  // zeros behind the end, which are equal
+      Vector y{};
+      const std::size_t bytes = std::min(kEach, end - begin) * sizeof(U);
+      if (bytes == sizeof(Vector)) {
+        std::memcpy(&x, a + begin * sizeof(U), sizeof(Vector));
+        std::memcpy(&y, b + begin * sizeof(U), sizeof(Vector));
+      } else {
+        std::memcpy(&x, a + begin * sizeof(U), bytes);
+        std::memcpy(&y, b + begin * sizeof(U), bytes);
+      }
+      changed -= (Vector)(x != y);
+      Vector none_x{}, none_y{}, place_x, place_y;
+      if (is_float) {
+        number_floats<U>(x, nan, place_x, none_x);
+        number_floats<U>(y, nan, place_y, none_y);
+      } else {
+        place_x = x ^ flip;
+        place_y = y ^ flip;
+      }
+      const Vector apart =
+          (place_x > place_y ? place_x - place_y : place_y - place_x) & ~(none_x | none_y);
+      most = apart > most ? apart : most;
+    }
+    for (std::size_t lane = 0; lane < kEach; ++lane) out.changed += changed[lane];
+  }
+  for (std::size_t lane = 0; lane < kEach; ++lane)
+    out.max_steps = std::max<std::uint64_t>(out.max_steps, most[lane]);
+}
+
+template <std::size_t kWidth, class U>
+PERDURE_INLINE void compare_floats(const std::byte* a, const std::byte* b, std::size_t count,
+                                   NaNs<U> nan, BitDistance& out) {
+  compare_values<kWidth, U>(a, b, count, true, nan, U{0}, out);
+}
+
+template <std::size_t kWidth, class T>
 PERDURE_INLINE void compare_integers(const std::byte* a, const std::byte* b, std::size_t count,
                                      BitDistance& out) {
   using U = std::make_unsigned_t<T>;
-  U most = 0;
-  std::uint64_t changed = 0;
-  for (std::size_t i = 0; i < count; ++i) {
-    T x, y;
-    std::memcpy(&x, a + i * sizeof x, sizeof x);
-    std::memcpy(&y, b + i * sizeof y, sizeof y);
-    const U apart = static_cast<U>(x > y ? static_cast<U>(x) - static_cast<U>(y)
-                                         : static_cast<U>(y) - static_cast<U>(x));
-    most = apart > most ? apart : most;
-    changed += x != y ? 1 : 0;
-  }
-  out.changed += changed;
-  out.max_steps = std::max<std::uint64_t>(out.max_steps, most);
+  constexpr U kFlip = std::is_signed_v<T> ? static_cast<U>(U{1} << (8 * sizeof(U) - 1)) : U{0};
+  compare_values<kWidth, U>(a, b, count, false, NaNs<U>{}, kFlip, out);
 }
 
-template <class U>
+template <std::size_t kWidth, class U>
 PERDURE_INLINE void compare_parts(const std::byte* a, const std::byte* b, std::size_t count,
                                   NaNs<U> nan, BitDistance& out) {
-  compare_floats<U>(a, b, 2 * count, nan, out);
+  compare_floats<kWidth, U>(a, b, 2 * count, nan, out);
   out.changed = 0;  // an element changes once
   for (std::size_t i = 0; i < count; ++i)
     out.changed += std::memcmp(a + 2 * i * sizeof(U), b + 2 * i * sizeof(U), 2 * sizeof(U)) != 0;
 }
 
+template <std::size_t kWidth>
 PERDURE_INLINE void compare_bits(DType dtype, const std::byte* a, const std::byte* b,
                                  std::size_t count, BitDistance& out) {
   constexpr NaNs<std::uint64_t> kNaN64{0x7FF0000000000001};
@@ -420,43 +442,43 @@ PERDURE_INLINE void compare_bits(DType dtype, const std::byte* a, const std::byt
   out = {};
   switch (dtype) {
     case DType::float64:
-      return compare_floats(a, b, count, kNaN64, out);
+      return compare_floats<kWidth>(a, b, count, kNaN64, out);
     case DType::float32:
-      return compare_floats(a, b, count, kNaN32, out);
+      return compare_floats<kWidth>(a, b, count, kNaN32, out);
     case DType::float16:
-      return compare_floats(a, b, count, kNaN16, out);
+      return compare_floats<kWidth>(a, b, count, kNaN16, out);
     case DType::bfloat16:
-      return compare_floats(a, b, count, NaNs<std::uint16_t>{0x7F81}, out);
+      return compare_floats<kWidth>(a, b, count, NaNs<std::uint16_t>{0x7F81}, out);
     case DType::complex128:
-      return compare_parts(a, b, count, kNaN64, out);
+      return compare_parts<kWidth>(a, b, count, kNaN64, out);
     case DType::complex64:
-      return compare_parts(a, b, count, kNaN32, out);
+      return compare_parts<kWidth>(a, b, count, kNaN32, out);
     case DType::complex32:
-      return compare_parts(a, b, count, kNaN16, out);
+      return compare_parts<kWidth>(a, b, count, kNaN16, out);
     case DType::float8_e4m3fn:
-      return compare_floats(a, b, count, NaNs<std::uint8_t>{0x7F}, out);
+      return compare_floats<kWidth>(a, b, count, NaNs<std::uint8_t>{0x7F}, out);
     case DType::float8_e5m2:
-      return compare_floats(a, b, count, NaNs<std::uint8_t>{0x7D}, out);
+      return compare_floats<kWidth>(a, b, count, NaNs<std::uint8_t>{0x7D}, out);
     case DType::float8_e4m3fnuz:
     case DType::float8_e5m2fnuz:
-      return compare_floats(a, b, count, NaNs<std::uint8_t>{0xFF, true}, out);
+      return compare_floats<kWidth>(a, b, count, NaNs<std::uint8_t>{0xFF, true}, out);
     case DType::int64:
-      return compare_integers<std::int64_t>(a, b, count, out);
+      return compare_integers<kWidth, std::int64_t>(a, b, count, out);
     case DType::int32:
-      return compare_integers<std::int32_t>(a, b, count, out);
+      return compare_integers<kWidth, std::int32_t>(a, b, count, out);
     case DType::int16:
-      return compare_integers<std::int16_t>(a, b, count, out);
+      return compare_integers<kWidth, std::int16_t>(a, b, count, out);
     case DType::int8:
-      return compare_integers<std::int8_t>(a, b, count, out);
+      return compare_integers<kWidth, std::int8_t>(a, b, count, out);
     case DType::uint64:
-      return compare_integers<std::uint64_t>(a, b, count, out);
+      return compare_integers<kWidth, std::uint64_t>(a, b, count, out);
     case DType::uint32:
-      return compare_integers<std::uint32_t>(a, b, count, out);
+      return compare_integers<kWidth, std::uint32_t>(a, b, count, out);
     case DType::uint16:
     case DType::bits16:
-      return compare_integers<std::uint16_t>(a, b, count, out);
+      return compare_integers<kWidth, std::uint16_t>(a, b, count, out);
     default:
-      return compare_integers<std::uint8_t>(a, b, count, out);
+      return compare_integers<kWidth, std::uint8_t>(a, b, count, out);
   }
 }
 
@@ -480,7 +502,7 @@ PERDURE_INLINE void compare_bits(DType dtype, const std::byte* a, const std::byt
   }                                                                                                \
   target void compare_bits(DType dtype, const std::byte* a, const std::byte* b, std::size_t count, \
                            BitDistance& out) {                                                     \
-    engine::compare_bits(dtype, a, b, count, out);                                                 \
+    engine::compare_bits<width>(dtype, a, b, count, out);                                          \
   }                                                                                                \
   constexpr NumberKernels kAll = {#name, widen, sum, sum_wide, compare, compare_bits};             \
   }
