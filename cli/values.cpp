@@ -250,11 +250,19 @@ class Shown {
   std::map<Indices, Element> elements_;
 };
 
+// A file of a few bytes may hold a view of 2^60 elements.
+bool repeats_much(const Tensor& tensor) {
+  constexpr std::uint64_t kFew = std::uint64_t{1} << 26;
+  return tensor.numel() > kFew && tensor.numel() / 64 > tensor.storage->size;
+}
+
 }  // namespace
 
 std::string values_text(const CheckpointFile& file, const std::string& name, const Tensor& tensor) {
   std::string out = fmt::format("{}  {} {}\n", escape(shorten(name, 200)), dtype_name(tensor.dtype),
                                 shape_text(tensor.shape));
+  if (repeats_much(tensor))
+    return out + "(a view that repeats its elements so often is not shown)\n";
   const Shown shown(file, name, tensor);
   if (tensor.numel() == 0) return out + "[]\n";
   return out + (shown.is_cut_short() ? shown.first_few() : shown.text()) + '\n';
