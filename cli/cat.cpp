@@ -48,8 +48,7 @@ Exit run_cat(const Request& request) {
         "standard output is a terminal, and .npy is binary: write it to a file, "
         "`perdure cat FILE KEY > tensor.npy`; to see values: perdure show --values FILE KEY");
   const NpyOptions options = options_of(request);
-  const CheckpointFile file =
-      CheckpointFile::open(open_one(request.path, newest_checkpoint(request.path)), true);
+  const CheckpointFile file = open_newest(request.path);
   Progress progress("cat " + request.key, 0);
   write_npy(
       file, request.key,

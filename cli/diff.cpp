@@ -172,10 +172,6 @@ Json report_json(const DiffReport& report) {
           {"differences", std::move(differences)}};
 }
 
-CheckpointFile open_newest(const std::string& path) {
-  return CheckpointFile::open(open_one(path, newest_checkpoint(path)), true);
-}
-
 Exit compare(Request& request, bool json) {
   const CheckpointFile a = open_newest(request.path_a);
   const CheckpointFile b = open_newest(request.path_b);

@@ -36,11 +36,6 @@ std::vector<fs::path> checkpoint_files(const fs::path& path) {
   return files;
 }
 
-CheckpointFile open_checkpoint(const fs::path& given, const fs::path& file) {
-  if (file == given) return CheckpointFile::open(file, true);
-  return CheckpointFile::open(open_source(file, Links::refuse), true);
-}
-
 VerifyReport verify_checkpoint(const fs::path& given, const fs::path& file,
                                const OnRead& progress) {
   return file == given ? verify(file, progress)
@@ -56,6 +51,12 @@ fs::path newest_checkpoint(const fs::path& path) {
   }
   return listed.front()
       .checkpoint.path;  // opening it says what is wrong, and decides the exit code
+}
+
+CheckpointFile open_newest(const fs::path& path) {
+  const fs::path file = newest_checkpoint(path);
+  if (file == path) return CheckpointFile::open(file, true);
+  return CheckpointFile::open(open_source(file, Links::refuse), true);
 }
 
 }  // namespace perdure::cli

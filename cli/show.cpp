@@ -60,7 +60,7 @@ std::string top_keys(const Value& root) {
 }
 
 Exit run_show(const Request& request, bool json) {
-  const CheckpointFile file = open_checkpoint(request.path, newest_checkpoint(request.path));
+  const CheckpointFile file = open_newest(request.path);
   const Summary summary = summarize(file.value(), request.key);
   if (summary.nodes == 0 && !request.key.empty())
     throw Error(ErrorCode::not_found, fmt::format("{}: no key matches '{}'; {}", file.name(),

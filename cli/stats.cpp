@@ -212,8 +212,7 @@ Json report_json(const StatsReport& report, const Request& request) {
 }
 
 Exit run_stats(Request& request, bool json) {
-  const CheckpointFile file =
-      CheckpointFile::open(open_one(request.path, newest_checkpoint(request.path)), true);
+  const CheckpointFile file = open_newest(request.path);
   Progress progress("stats " + file.name(), stats_size(file, request.options));
   request.options.progress = [&](std::uint64_t bytes) { progress.add(bytes); };
   const StatsReport report = stats(file, request.options);
