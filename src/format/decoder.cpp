@@ -248,6 +248,7 @@ Decoder::Handler Decoder::find_handler(std::string_view module, std::string_view
       {"torch._utils", "_rebuild_tensor", &Decoder::call_tensor},
       {"torch._utils", "_rebuild_meta_tensor_no_storage", &Decoder::call_meta_tensor},
       {"torch._utils", "_rebuild_sparse_tensor", &Decoder::call_sparse},
+      {"torch._utils", "_rebuild_sparse_csr_tensor", &Decoder::call_sparse},  // of PyTorch 1.13
       {"torch._utils", "_rebuild_qtensor", &Decoder::call_quantized},
       {"torch._utils", "_rebuild_nested_tensor", &Decoder::call_nested},
       {"torch._utils", "_rebuild_parameter_with_state", &Decoder::call_parameter},
