@@ -1,8 +1,9 @@
 // One file: save it so that it is durable, load it so that it is verified, look into it, check it.
 //
 // The file is PyTorch's own zip format (docs/format.md): torch.load opens what save writes, and
-// load opens what PyTorch writes (docs/formats.md), without ever executing anything that is in it. The functions
-// may be called from any thread; two saves to one path are each whole, the later rename wins.
+// load opens what PyTorch writes (docs/formats.md), without ever executing anything that is in it.
+// The functions may be called from any thread; two saves to one path are each whole, the later
+// rename wins.
 #pragma once
 
 #include <cstdint>
@@ -66,10 +67,10 @@ struct LoadOptions {
   bool verify = false;  // without mmap all is verified in any case
 };
 
-// Loads any file that perdure or PyTorch wrote, whichever format it is (docs/formats.md). Every byte
-// has its checksum compared, where the format has one (but see LoadOptions::mmap). Errors: corrupt (names file, offset and tensor),
-// unsupported (holds what plain data cannot: names it and its place; or a newer format), not_found,
-// invalid (keys that are not there), io.
+// Loads any file that perdure or PyTorch wrote, whichever format it is (docs/formats.md). Every
+// byte has its checksum compared, where the format has one (but see LoadOptions::mmap). Errors:
+// corrupt (names file, offset and tensor), unsupported (holds what plain data cannot: names it and
+// its place; or a newer format), not_found, invalid (keys that are not there), io.
 Value load(const std::filesystem::path& path, const LoadOptions& options = {});
 
 // Where a byte of a source lies: a file, and the offset in it.
