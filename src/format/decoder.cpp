@@ -181,16 +181,18 @@ void Decoder::fill_pairs(Dict& dict, NodeId list) {
   fill_dict(dict, items);
 }
 
+void Decoder::fill_attributes(Dict& dict, NodeId state) {
+  if (state == kNoNode) return;
+  Dict attributes;
+  fill_dict(attributes,
+            node(state, NodeKind::dict, "the attributes of an OrderedDict are no dict").items);
+  dict.set_attributes(std::make_shared<Dict>(std::move(attributes)));
+}
+
 Value Decoder::decode_dict(const Node& source) {
   Dict dict(source.function == kNoNode ? Kind::dict : Kind::ordered_dict);
   fill_dict(dict, source.items);
-  if (source.state != kNoNode) {
-    Dict attributes;
-    fill_dict(
-        attributes,
-        node(source.state, NodeKind::dict, "the attributes of an OrderedDict are no dict").items);
-    dict.set_attributes(std::make_shared<Dict>(std::move(attributes)));
-  }
+  fill_attributes(dict, source.state);
   return Value(std::move(dict));
 }
 
@@ -307,9 +309,10 @@ Value Decoder::decode_call(const Node& source) {
 
 Value Decoder::call_ordered_dict(const Node& call, const Arguments& arguments) {
   Dict dict(Kind::ordered_dict);
-  require(arguments.size() <= 1 && call.state == kNoNode, "an OrderedDict of an unknown form");
-  if (!arguments.empty()) fill_pairs(dict, arguments[0]);
+  require(arguments.size() <= 1, "an OrderedDict of an unknown form");
+  if (!arguments.empty()) fill_pairs(dict, arguments[0]);  // as Python 2 wrote it
   fill_dict(dict, call.added);
+  fill_attributes(dict, call.state);
   return Value(std::move(dict));
 }
 

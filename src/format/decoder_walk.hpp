@@ -64,6 +64,7 @@ class Decoder {
   Value decode_dict(const Node& node);
   void fill_dict(Dict& dict, const std::vector<NodeId>& items);
   void fill_pairs(Dict& dict, NodeId list);
+  void fill_attributes(Dict& dict, NodeId state);  // of an OrderedDict; kNoNode: it has none
   Value decode_global(const Node& node);
   const Node* class_of(const Node& node) const;
   Value decode_persistent(const Node& node);

@@ -137,6 +137,12 @@ TEST(Decoder, KnowsTheTypesOfPlainData) {
                 {list({list({string("a"), integer(2)}), tuple({string("b"), integer(3)})})}))["b"]
                 .as_int(),
             3);
+  // As Python 2 wrote a state_dict.
+  const Value old =
+      decoded(call("collections", "OrderedDict", {list({list({string("a"), integer(1)})})}) +
+              dict({string("_metadata"), integer(7)}) + "b");
+  EXPECT_EQ(old["a"].as_int(), 1);
+  EXPECT_EQ(old.as_dict().attributes()->find("_metadata")->as_int(), 7);
   const Value ordered = decoded(call("collections", "OrderedDict", {}) + string("a") + integer(1) +
                                 "s" + dict({string("_metadata"), integer(5)}) + "b");
   EXPECT_EQ(ordered.kind(), Kind::ordered_dict);
