@@ -201,7 +201,16 @@ VerifyReport verify(std::shared_ptr<const Source> source, const OnRead& progress
   return Verifier(*counted(std::move(source), progress)).run();
 }
 VerifyReport verify(const std::filesystem::path& path, const OnRead& progress) {
-  if (std::optional<engine::JoinedFile> joined = engine::open_joined(path, true))
+  std::optional<engine::JoinedFile> joined;
+  try {
+    joined = engine::open_joined(path, true);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::corrupt) throw;
+    return {.path = path.string(),
+            .state = VerifyReport::State::damaged,
+            .findings = {{"", "", 0, error.what()}}};
+  }
+  if (joined)
     return Verifier(*counted(std::move(joined->source), progress)).run(std::move(joined->contents));
   return verify(open_source(path), progress);
 }
