@@ -1,4 +1,5 @@
-"""Puts links to a place outside in the way of whoever works in a run directory, in a tight loop, until it is killed.
+"""Puts links to a place outside in the way of whoever works in a run directory, in a tight loop, until SIGTERM; then all is
+in its place again.
 
     python hostile_swapper.py RUN OUTSIDE SEED [--run-too]
 
@@ -9,6 +10,7 @@ of one, a hard link is just another name. A line is printed for every hundred sw
 
 import os
 import random
+import signal
 import sys
 import time
 
@@ -58,7 +60,9 @@ def main():
     run_too = "--run-too" in sys.argv
     chosen = random.Random(seed)
     count = 0
-    while True:
+    ended = []
+    signal.signal(signal.SIGTERM, lambda *_: ended.append(True))
+    while not ended:
         name = chosen.choice(names_in(run))
         hard = name in (".lock", "history.jsonl") and chosen.random() < 0.5
         swap(os.path.join(run, name), decoy(name, outside), chosen.choice([0, 0, 0.0005, 0.002]), hard)

@@ -65,7 +65,7 @@ def swapping(run, outside, *options):
         try:
             yield lambda: swapper.poll() is None
         finally:
-            swapper.kill()
+            swapper.terminate()
             counted = swapper.stdout.read().split()
     assert counted, "no hundred swaps: nothing was tested"
 
