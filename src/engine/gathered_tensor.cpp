@@ -67,22 +67,23 @@ std::uint64_t GatheredTensor::Box::first_from(std::uint64_t offset) const {
 
 void GatheredTensor::compare(const Box& box) const {
   if (!box.piece.crc32) return;
-  std::call_once(*box.compared, [&] {
-    std::vector<std::byte> block(std::min(box.size, kBlockSize));
-    std::uint32_t sum = 0;
-    for (std::uint64_t at = 0; at < box.size; at += block.size()) {
-      const MutableBytes bytes = std::span(block).first(
-          static_cast<std::size_t>(std::min<std::uint64_t>(block.size(), box.size - at)));
-      box.piece.source->read(box.piece.offset + at, bytes);
-      sum = format::crc32(bytes, sum);
-    }
-    if (sum == *box.piece.crc32) return;
-    const Place place = box.piece.source->place(box.piece.offset);
-    throw Error(ErrorCode::corrupt,
-                fmt::format("{}: a piece of {} is damaged: {} bytes at offset {} do not have the "
-                            "checksum that they were written with",
-                            place.name, name_, box.size, place.offset));
-  });
+  const std::lock_guard lock(box.compared->mutex);
+  if (box.compared->good) return;
+  std::vector<std::byte> block(std::min(box.size, kBlockSize));
+  std::uint32_t sum = 0;
+  for (std::uint64_t at = 0; at < box.size; at += block.size()) {
+    const MutableBytes bytes = std::span(block).first(
+        static_cast<std::size_t>(std::min<std::uint64_t>(block.size(), box.size - at)));
+    box.piece.source->read(box.piece.offset + at, bytes);
+    sum = format::crc32(bytes, sum);
+  }
+  box.compared->good = sum == *box.piece.crc32;
+  if (box.compared->good) return;
+  const Place place = box.piece.source->place(box.piece.offset);
+  throw Error(ErrorCode::corrupt,
+              fmt::format("{}: a piece of {} is damaged: {} bytes at offset {} do not have the "
+                          "checksum that they were written with",
+                          place.name, name_, box.size, place.offset));
 }
 
 // What of the box belongs into a run of the tensor is a run of the box, too, with gaps in between

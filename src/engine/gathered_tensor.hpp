@@ -35,6 +35,12 @@ class GatheredTensor final : public Source {
   Place place(std::uint64_t offset) const override;
 
  private:
+  // No std::once_flag, for what is damaged throws: ThreadSanitizer's would wait for ever after
+  // that.
+  struct Compared {
+    std::mutex mutex;
+    bool good = false;
+  };
   // In bytes, and with as few dimensions as tell where its bytes belong.
   struct Box {
     TensorPiece piece;
@@ -42,7 +48,7 @@ class GatheredTensor final : public Source {
     std::vector<std::uint64_t> strides;  // in the tensor
     std::uint64_t begin = 0;             // in the tensor, of its first byte
     std::uint64_t size = 0;
-    std::unique_ptr<std::once_flag> compared = std::make_unique<std::once_flag>();
+    std::unique_ptr<Compared> compared = std::make_unique<Compared>();
 
     // Where a byte of the box belongs in the tensor; grows with it.
     std::uint64_t target(std::uint64_t at) const;
