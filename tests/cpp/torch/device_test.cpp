@@ -28,6 +28,7 @@ namespace optim = torch::optim;
 
 #ifdef PERDURE_TEST_ON_CUDA
 const at::Device kGpu("cuda:0");
+constexpr bool kComputesAsCpu = false;              // sums in another order
 void delay_gpu() { at::cuda::sleep(200'000'000); }  // cycles, of about 2 GHz
 std::uint64_t pinned_bytes() {
   return static_cast<std::uint64_t>(
@@ -35,6 +36,7 @@ std::uint64_t pinned_bytes() {
 }
 #else
 const at::Device kGpu("fake:0");
+constexpr bool kComputesAsCpu = true;
 void delay_gpu() { fake_device_delay(100); }
 std::uint64_t pinned_bytes() { return fake_device_pinned_bytes(); }
 #endif
@@ -73,17 +75,17 @@ class GpuTest : public testing::Test {
 };
 class CaptureOnGpu : public GpuTest, public testing::WithParamInterface<Capture> {};
 
-TEST_P(CaptureOnGpu, ARunGoesOnExactlyAsOnTheCpu) {
-  Trainee run(kGpu), host(at::kCPU);
+TEST_P(CaptureOnGpu, ARunGoesOnExactly) {
+  Trainee run(kGpu), twin(kGpu);
   {
     const at::NoGradGuard no_grad;
-    host.model->weight.copy_(run.model->weight);
-    host.model->bias.copy_(run.model->bias);
+    twin.model->weight.copy_(run.model->weight);
+    twin.model->bias.copy_(run.model->bias);
   }
   {
     CheckpointManager checkpoints(folder / "run", {.capture = GetParam()});
     for (int i = 0; i < 3; ++i) {
-      run.train(&checkpoints), host.train();
+      run.train(&checkpoints), twin.train();
       checkpoints.save(run.state);
     }
     run.train(&checkpoints);
@@ -95,9 +97,11 @@ TEST_P(CaptureOnGpu, ARunGoesOnExactlyAsOnTheCpu) {
     ASSERT_EQ(checkpoints.restore(back.state)->step(), 3);
     EXPECT_EQ(back.model->weight.device(), device);
     EXPECT_EQ(back.optimizer.state().size(), 2U);
-    EXPECT_EQ(bytes_of(back), bytes_of(host));
+    EXPECT_TRUE(bytes_of(back) == bytes_of(twin));
     back.train();
-    EXPECT_EQ(bytes_of(back), bytes_of(run));
+    if (device == kGpu || kComputesAsCpu) {
+      EXPECT_TRUE(bytes_of(back) == bytes_of(run));
+    }
   }
 }
 
