@@ -21,7 +21,7 @@ sources = git ls-files -co --exclude-standard '*.cpp' '*.hpp'
 banner = @printf '\n=== %s ===\n' "$(1)"
 
 .PHONY: help demo test bench soak format setup setup-tests setup-soak setup-bench build wheel unit-tests python-tests \
-	sanitizer-tests thread-tests fuzz-tests install-test user-test format-check clean
+	sanitizer-tests thread-tests fuzz-tests install-test format-check clean
 
 help:  ## Says what there is
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 18
@@ -29,7 +29,7 @@ help:  ## Says what there is
 demo: setup build wheel  ## Trains a small GPT, kills it again and again, proves that nothing was lost
 	.venv/bin/python examples/demo.py --cpp build/dev/examples/cpp/train_gpt --cpp-sample build/dev/examples/cpp/sample_gpt
 
-test: setup-tests format-check build unit-tests wheel python-tests sanitizer-tests thread-tests fuzz-tests install-test user-test  ## Runs every test
+test: setup-tests format-check build unit-tests wheel python-tests sanitizer-tests thread-tests fuzz-tests install-test  ## Runs every test
 	$(call banner,all tests passed)
 
 bench: setup-bench wheel  ## Prints the benchmark tables (BENCH_FLAGS="--help" says what can be set)
@@ -68,9 +68,13 @@ unit-tests:
 	$(call banner,C++ tests)
 	ctest --preset dev -j2
 
+# Beside each other: each of the two needs little more than one core.
 python-tests:
 	$(call banner,Python tests)
-	.venv/bin/python -m pytest -q
+	scripts/test-as-user > build/test-as-user.log 2>&1 & user=$$!; \
+	.venv/bin/python -m pytest -q && root=0 || root=$$?; \
+	wait $$user && user=0 || user=$$?; \
+	printf '\n=== C++ and Python tests as an ordinary user ===\n'; cat build/test-as-user.log; exit $$((root + user))
 
 sanitizer-tests:
 	$(call banner,C++ tests under ASan and UBSan)
@@ -97,10 +101,6 @@ fuzz-tests: fuzzers
 install-test:
 	$(call banner,installed package)
 	scripts/test-install build/dev "$(CURDIR)/$(torch)/share/cmake"
-
-user-test:
-	$(call banner,as an ordinary user)
-	scripts/test-as-user
 
 format-check:
 	$(call banner,format)
