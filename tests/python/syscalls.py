@@ -1,6 +1,7 @@
 """Lets the n-th system call of a real program fail, by strace, and finds out which calls it makes."""
 
 import collections
+import contextlib
 import os
 import re
 import shutil
@@ -188,7 +189,8 @@ class Driver:
         return Outcome(status, lines, leaked, injections(text), text)
 
     def end(self):
-        self._process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):  # with what it was asked when it was dead
+            self._process.stdin.close()
         self._process.stdout.close()
         return self._process.wait(timeout=TIMEOUT)
 
