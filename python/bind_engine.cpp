@@ -159,6 +159,7 @@ void bind_state(nb::module_& m) {
   nb::class_<TrainingState>(m, "TrainingState")
       .def(nb::init<>())
       .def_rw("step", &TrainingState::step)
+      .def_rw("libraries", &TrainingState::libraries)
       .def("add_entry", &add_entry, nb::arg("name"), nb::arg("role"), nb::arg("state_dict"),
            nb::arg("load_state_dict"), nb::arg("check").none(), nb::arg("parameters").none(),
            nb::arg("describe").none(), nb::arg("align").none(), nb::arg("encoder") = nb::none(),

@@ -8,6 +8,7 @@
 #include <concepts>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
 #include <perdure/file.hpp>
 #include <string>
@@ -119,6 +120,8 @@ class TrainingState {
   };
 
   std::int64_t step = 0;  // optimizer steps done; the loop counts it
+  // What a file says of the libraries that wrote it: {"torch", "2.13.0"}, by the adapter for it.
+  std::map<std::string, std::string> libraries;
 
   // Registers `object` under `name`, which becomes the key in the file. Error(invalid) where the
   // name is taken, empty, or one of perdure's own ("step", "rng").

@@ -128,7 +128,7 @@ struct Adapter<T> {
   static std::vector<ParameterName> parameters(const T& x) {
     return detail::parameter_names(detail::module_of(x));
   }
-  static void attach(TrainingState& state) { detail::attach_rng(state); }
+  static void attach(TrainingState& state) { detail::attach_torch(state); }
 };
 
 template <std::derived_from<torch::optim::Optimizer> T>
@@ -152,7 +152,7 @@ struct Adapter<T> {
     return detail::stepped_name(x, place);
   }
   static std::vector<const void*> stepped(const T& x) { return detail::stepped_storages(x); }
-  static void attach(TrainingState& state) { detail::attach_rng(state); }
+  static void attach(TrainingState& state) { detail::attach_torch(state); }
 };
 
 template <>
@@ -164,7 +164,7 @@ struct Adapter<torch::optim::StepLR> {
   static void check(const T& x, const Value& value, Problems& problems) {
     detail::check_step_lr(x, value, problems);
   }
-  static void attach(TrainingState& state) { detail::attach_rng(state); }
+  static void attach(TrainingState& state) { detail::attach_torch(state); }
 };
 
 template <>
@@ -177,7 +177,7 @@ struct Adapter<at::Generator> {
   static void check(const at::Generator& x, const Value& value, Problems& problems) {
     detail::check_generator(x, value, problems);
   }
-  static void attach(TrainingState& state) { detail::attach_rng(state); }
+  static void attach(TrainingState& state) { detail::attach_torch(state); }
 };
 
 // A tensor by itself: an exponential average, a learned temperature. Its bytes come back into the
@@ -205,7 +205,7 @@ struct Adapter<at::Tensor> {
   static std::vector<ParameterName> parameters(const at::Tensor& x) {
     return {{x.unsafeGetTensorImpl(), ""}};
   }
-  static void attach(TrainingState& state) { detail::attach_rng(state); }
+  static void attach(TrainingState& state) { detail::attach_torch(state); }
 };
 
 }  // namespace perdure

@@ -8,6 +8,7 @@ import torch
 from . import _core, rng
 from .arrays import numpy
 from .errors import InvalidError, InvalidTypeError
+from .files import libraries
 from .generators import generator_entry
 from .loader import ResumableLoader
 from .modules import ModuleEntry
@@ -47,6 +48,7 @@ class TrainingState:
                "_optimizers": _core.Optimizers(), "_encoders": [],
                }  # fmt: skip
         vars(self).update(own)
+        self._state.libraries = libraries()
         rng.register(self._state)
         for name, thing in things.items():
             self.add(name, thing)

@@ -48,6 +48,7 @@ CheckpointInfo info_of(const TrainingState& state, const Metrics& metrics) {
   info.step = state.step;
   info.metrics = metrics;
   info.optimizers = state.optimizers();
+  info.libraries = state.libraries;
   return info;
 }
 

@@ -26,7 +26,7 @@ struct MemberAdapter {
   static void check(const T& x, const Value& value, Problems& problems) {
     x.check(value, problems);
   }
-  static void attach(TrainingState& state) { attach_rng(state); }
+  static void attach(TrainingState& state) { attach_torch(state); }
 };
 
 }  // namespace detail

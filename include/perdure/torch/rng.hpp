@@ -4,6 +4,7 @@
 #pragma once
 
 #include <torch/cuda.h>
+#include <torch/version.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -70,8 +71,9 @@ inline void load_cuda_rng_state(const Value& value) {
   }
 }
 
-// The default generators, under the names that Python's TrainingState uses too.
-inline void attach_rng(TrainingState& state) {
+// LibTorch's version, and the default generators under the names that Python's TrainingState uses.
+inline void attach_torch(TrainingState& state) {
+  state.libraries["torch"] = TORCH_VERSION;
   state.add_rng({"torch", [] { return state_dict(at::globalContext().defaultGenerator(at::kCPU)); },
                  [](const Value& value) {
                    at::Generator generator = at::globalContext().defaultGenerator(at::kCPU);
