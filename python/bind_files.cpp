@@ -5,12 +5,14 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
 #include <cstring>
 #include <perdure/convert.hpp>
 #include <perdure/file.hpp>
+#include <perdure/inspect.hpp>
 #include <perdure/repair.hpp>
 
 #include "bindings.hpp"
@@ -54,10 +56,10 @@ class BytesSource : public Source {
   PyObject* owner_;
 };
 
-CheckpointFile open_bytes(nb::bytes bytes, std::string name) {
+CheckpointFile open_bytes(nb::bytes bytes, std::string name, bool allow_opaque) {
   const auto source = std::make_shared<BytesSource>(std::move(bytes), std::move(name));
   nb::gil_scoped_release release;
-  return CheckpointFile::open(source);
+  return CheckpointFile::open(source, allow_opaque);
 }
 
 VerifyReport verify_bytes(nb::bytes bytes, std::string name) {
@@ -211,15 +213,21 @@ void bind_files(nb::module_& m) {
       .def_static("open",
                   nb::overload_cast<const std::filesystem::path&, bool>(&CheckpointFile::open),
                   nb::arg("path"), nb::arg("allow_opaque") = false, Released())
-      .def_static("open_bytes", &open_bytes, nb::arg("bytes"), nb::arg("name"))
+      .def_static("open_bytes", &open_bytes, nb::arg("bytes"), nb::arg("name"),
+                  nb::arg("allow_opaque") = false)
       .def_prop_ro("name", &CheckpointFile::name)
       .def_prop_ro("size", &CheckpointFile::size)
+      .def_prop_ro("format", &CheckpointFile::format)
       .def_prop_ro("value", [](const CheckpointFile& file) { return file.value(); })
       .def_prop_ro("info", [](const CheckpointFile& file) { return file.info(); })
       .def_prop_ro("metadata", &CheckpointFile::metadata)
       .def("has_checksums", &CheckpointFile::has_checksums)
       .def("read_all", &read_all, nb::arg("value"), nb::arg("allocate"))
       .def("map_all", &CheckpointFile::map_all, nb::arg("value"), nb::arg("verify"), Released());
+  nb::class_<Entry>(m, "Entry")
+      .def_prop_ro("name", [](const Entry& entry) { return text_for_people(entry.name); })
+      .def_ro("value", &Entry::value);
+  m.def("entries", &entries, nb::arg("file"), nb::arg("pattern"), Released());
   m.def("save", &save, nb::arg("path"), nb::arg("state"), Released());
   m.def("write_to", nb::overload_cast<nb::callable, const Value&, const CheckpointInfo&>(&write_to),
         nb::arg("sink"), nb::arg("state"), nb::arg("info"));

@@ -4,6 +4,7 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/string_view.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
@@ -132,6 +133,7 @@ nb::object scalar(const Value& value) {
 
 std::string name_of(const Value& value) {
   if (value.kind() == Kind::dtype) return std::string(dtype_name(value.as_dtype()));
+  if (value.kind() == Kind::opaque) return value.as_opaque().module + '.' + value.as_opaque().name;
   return value.as_string();
 }
 
@@ -162,8 +164,9 @@ void bind_constructors(nb::class_<Value>& value) {
 
 void bind_accessors(nb::class_<Value>& value) {
   value.def_prop_ro("kind", &Value::kind)
+      .def_prop_ro("kind_name", [](const Value& v) { return kind_name(v.kind()); })
       .def("scalar", &scalar)
-      .def("name", &name_of)
+      .def("name", [](const Value& v) { return text_for_people(name_of(v)); })
       .def("items", [](const Value& v) { return v.as_items(); })
       .def("entries", [](const Value& v) { return v.as_dict().entries(); })
       .def("attributes", &attributes_of)

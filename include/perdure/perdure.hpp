@@ -5,8 +5,12 @@
 
 #include <perdure/checkpoint_manager.hpp>
 #include <perdure/convert.hpp>
+#include <perdure/diff.hpp>
 #include <perdure/error.hpp>
 #include <perdure/file.hpp>
+#include <perdure/inspect.hpp>
+#include <perdure/npy.hpp>
 #include <perdure/repair.hpp>
 #include <perdure/state.hpp>
+#include <perdure/stats.hpp>
 #include <perdure/value.hpp>

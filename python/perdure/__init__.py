@@ -14,9 +14,9 @@ loaded had its checksums compared; and the steps after a resume have the same bi
 perdure.ResumableLoader(loader) goes on in the middle of an epoch; perdure.testing.check_exact_resume proves that a
 training does go on exactly.
 
-One file: perdure.save(state, path), perdure.load(path), perdure.verify(path), perdure.repair(path, out),
-perdure.stats(path), perdure.diff(a, b). The files are
-PyTorch's own: torch.load(path) opens what perdure writes, perdure.load(path) opens what torch.save writes.
+One file: perdure.save(state, path), perdure.load(path), perdure.inspect(path), perdure.verify(path),
+perdure.stats(path), perdure.diff(a, b), perdure.convert(path, out), perdure.repair(path, out). The files are PyTorch's
+own: torch.load(path) opens what perdure writes, perdure.load(path) opens what torch.save writes.
 
 Warnings (a failed save, a damaged checkpoint set aside) go to logging.getLogger("perdure"), which prints them on
 standard error where logging is not configured.
@@ -56,6 +56,7 @@ from .figures import (
 )
 from .files import Finding, Lost, RepairReport, VerifyReport, load, repair, save, verify
 from .handles import Checkpoint, PlannedCheckpoint, SaveHandle, SaveStats
+from .inspection import Entry, Inspection, inspect
 from .loader import ResumableLoader
 from .manager import CheckpointManager, list_checkpoints, read_history, retention_plan
 from .policies import Best, Every
@@ -71,12 +72,14 @@ __all__ = [
     "DiffReport",
     "Difference",
     "Distance",
+    "Entry",
     "Error",
     "Every",
     "Figures",
     "Finding",
     "FullError",
     "GroupStats",
+    "Inspection",
     "InvalidError",
     "IoError",
     "LockedError",
@@ -96,6 +99,7 @@ __all__ = [
     "__version__",
     "convert",
     "diff",
+    "inspect",
     "list_checkpoints",
     "load",
     "read_history",

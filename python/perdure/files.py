@@ -163,10 +163,10 @@ def libraries() -> dict[str, str]:
     return {"torch": str(torch.__version__)}
 
 
-def _open(file):
+def _open(file, allow_opaque=False):
     if hasattr(file, "read"):
-        return _core.CheckpointFile.open_bytes(*_whole(file))
-    return _core.CheckpointFile.open(_path(file))
+        return _core.CheckpointFile.open_bytes(*_whole(file), allow_opaque)
+    return _core.CheckpointFile.open(_path(file), allow_opaque)
 
 
 def _whole(file):

@@ -132,8 +132,9 @@ def test_optimizer_surgery_prints_what_its_page_shows(tmp_path, monkeypatch, cap
 
 def test_the_command_line_prints_what_its_page_shows(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    names = {}
     for sample in blocks("python", "docs/command-line.md"):
-        exec(sample, {})
+        exec(sample, names)
     program = os.environ.get("PERDURE_CLI", "perdure")
     samples = blocks("console", "docs/command-line.md")
     assert len(samples) == 6
