@@ -211,8 +211,9 @@ TEST_F(CaptureTest, AStateLargerThanTheStagingStreamsThrough) {
     EXPECT_LE(allocated, engine::Arena::kMinBytes + (16U << 20));
     // Eager is told nothing: it was asked for.
     ASSERT_EQ(notes.size(), capture == Capture::eager ? 0U : 1U);
-    if (!notes.empty())
+    if (!notes.empty()) {
       EXPECT_NE(notes[0].find("larger than the staging memory"), std::string::npos);
+    }
     warnings.clear();  // of checked
   }
 }

@@ -41,14 +41,15 @@ std::vector<std::uint64_t> numbers_of(std::int64_t step) {
   std::_Exit(1);  // a warning is a failure here: no kill may damage anything
 }
 
-void warn(const std::string& what) { std::cerr << "killee: warning: " << what << '\n'; }
-
 // One system call a line: what was told is told, whatever happens next.
 void tell(std::string line) {
   line += '\n';
   if (::write(STDOUT_FILENO, line.data(), line.size()) != static_cast<ssize_t>(line.size()))
     fail("nobody listens");
 }
+
+// Among what is told, and so a line of its own; threads warn.
+void warn(const std::string& what) { tell("warning " + what); }
 
 void tell_and_wait(const std::string& what) {
   tell(what);
