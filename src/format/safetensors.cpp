@@ -67,6 +67,7 @@ struct Claim {
   std::string name;
   const KnownDType* dtype = nullptr;
   bool has_shape = false;
+  bool has_offsets = false;
   std::vector<std::uint64_t> shape;
   std::vector<std::uint64_t> offsets;
 };
@@ -165,6 +166,7 @@ bool HeaderReader::start_array(std::size_t) {
     claim.has_shape = true;
     numbers_ = &claim.shape;
   } else if (member_ == "data_offsets") {
+    claim.has_offsets = true;
     numbers_ = &claim.offsets;
   } else {
     fail("an array");
@@ -182,7 +184,7 @@ bool HeaderReader::tensor_key(const std::string& name) {
   const Claim& claim = tensors.back();
   const bool there = name == "dtype"          ? claim.dtype != nullptr
                      : name == "shape"        ? claim.has_shape
-                     : name == "data_offsets" ? !claim.offsets.empty()
+                     : name == "data_offsets" ? claim.has_offsets
                                               : (fail("a member of that name"), false);
   if (there) damaged(fmt::format("{} has {} twice", named(name_), named(name)));
   return true;

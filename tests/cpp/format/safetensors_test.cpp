@@ -110,6 +110,7 @@ TEST(Safetensors, RefusesOtherForms) {
   refused("'x' has 'dtype' twice", "\"x\":{\"dtype\":\"U8\",\"dtype\":\"U8\"}");
   refused("'x' has 'shape' twice", "\"x\":{\"shape\":[],\"shape\":[]}");
   refused("'x' has 'data_offsets' twice", "\"x\":{\"data_offsets\":[0],\"data_offsets\":[1]}");
+  refused("'x' has 'data_offsets' twice", "\"x\":{\"data_offsets\":[],\"data_offsets\":[0,1]}");
   refused("'x' at 'more' holds a member", "\"x\":{\"more\":1}");
   refused("holds a negative number", "\"x\":{\"dtype\":\"U8\",\"shape\":[-1]}");
   refused("holds a fraction", "\"x\":{\"dtype\":\"U8\",\"shape\":[1.0]}");
