@@ -14,6 +14,7 @@ namespace {
 
 // Numbers and text that shared parts of the pickle may be copied to.
 constexpr std::size_t kMaxNumbers = std::size_t{1} << 24;
+constexpr std::size_t kMaxPath = 1024;  // what torch writes has 20
 constexpr std::uint64_t kMaxComparisons = std::uint64_t{1} << 28;
 
 [[noreturn]] void damaged(const std::string& what) {
@@ -190,6 +191,8 @@ std::size_t MetadataReader::file(std::string_view path) {
   const auto [it, fresh] = files_.try_emplace(path, out_.files.size());
   if (!fresh) return it->second;
   out_.files.emplace_back(path);
+  if (path.size() > kMaxPath)
+    damaged(fmt::format("a file is called {}, and so on for {} bytes", named(path), path.size()));
   if (!is_inside(out_.files.back()))
     throw Error(ErrorCode::invalid, fmt::format(".metadata: the file {} is not in the directory; "
                                                 "what leaves it is never read",

@@ -8,6 +8,7 @@ namespace {
 
 constexpr std::string_view kWhat = "the index of safetensors files";
 constexpr std::size_t kMaxDepth = 8;
+constexpr std::size_t kMaxName = 255;  // of a file, on Linux
 
 [[noreturn]] void damaged(const std::string& what) {
   throw Error(ErrorCode::corrupt, fmt::format("{}: {}", kWhat, what));
@@ -17,6 +18,9 @@ const std::string& checked_file(const Value& tensor, const Value& file) {
   if (file.kind() != Kind::string)
     damaged(fmt::format("the tensor {} is in {}, which is no file name", repr(tensor), repr(file)));
   const std::string& name = file.as_string();
+  if (name.size() > kMaxName)
+    damaged(fmt::format("the tensor {} is in {}, and no file has a name of {} bytes", repr(tensor),
+                        repr(file), name.size()));
   if (name.empty() || name == "." || name == ".." ||
       name.find_first_of(std::string_view("/\\\0", 3)) != name.npos)
     throw Error(ErrorCode::invalid,

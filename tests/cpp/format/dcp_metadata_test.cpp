@@ -75,6 +75,14 @@ TEST(DcpMetadata, RefusesFilesElsewhere) {
   }
 }
 
+TEST(DcpMetadata, SaysNotAllOfALongName) {
+  DcpMetadata metadata = sample();
+  metadata.files[0] = std::string(1'000'000, 'x');
+  const Error error = error_of([&] { read_dcp_metadata(write_dcp_metadata(metadata)); });
+  EXPECT_EQ(error.code(), ErrorCode::corrupt);
+  EXPECT_LT(std::string_view(error.what()).size(), 1000u);
+}
+
 TEST(DcpMetadata, RefusesTwoOfOneName) {
   DcpMetadata metadata = sample();
   metadata.items[1].name = metadata.items[2].name;

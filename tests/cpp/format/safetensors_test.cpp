@@ -216,6 +216,8 @@ TEST(SafetensorsIndex, RefusesOtherForms) {
   refused("no file name", R"({"weight_map": {"a": 1}})");
   refused("metadata is no object", R"({"weight_map": {}, "metadata": 1})");
   refused("twice", R"({"weight_map": {"a": "1", "a": "2"}})");
+  refused("no file has a name of 256 bytes",
+          R"({"weight_map": {"a": ")" + std::string(256, 'x') + R"("}})");
   for (const char* name : {"../a", "/etc/passwd", "..", ".", "", "a/b", "a\\\\b", "a\\u0000b"})
     EXPECT_ERROR(invalid, "never read",
                  parse_safetensors_index(std::string(R"({"weight_map": {"a": ")") + name + "\"}}"));
