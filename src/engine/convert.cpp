@@ -143,17 +143,25 @@ class Conversion {
     if (report_.format == FileFormat::dcp)
       return engine::save_dcp(system, out_, state, if_exists, on_bytes);
     auto parts = engine::split_for_safetensors(state, options_.rest);
-    if (!parts.rest.as_dict().empty()) {
-      report_.rest = rest_path(out_);
-      check_paths(out_, report_.rest, options_);
-      write_torch(report_.rest, parts.rest, if_exists, {});
-    }
+    if (!parts.rest.as_dict().empty()) check_rest(parts.rest);
+    // Before the tensors get their name, so that there are both files or none.
+    const auto write_rest = [&] {
+      if (!report_.rest.empty()) write_torch(report_.rest, parts.rest, if_exists, {});
+    };
     if (options_.max_shard_size != 0)
       engine::save_sharded_safetensors(system, out_, std::move(parts.tensors), file_.metadata(),
-                                       options_.max_shard_size, if_exists, on_bytes);
+                                       options_.max_shard_size, if_exists, on_bytes, write_rest);
     else
       engine::save_safetensors(system, out_, std::move(parts.tensors), file_.metadata(), if_exists,
-                               on_bytes);
+                               on_bytes, write_rest);
+  }
+
+  // What cannot be written is told before the tensors are.
+  void check_rest(const Value& rest) {
+    report_.rest = rest_path(out_);
+    check_paths(out_, report_.rest, options_);
+    const CheckpointInfo info;
+    const format::Encoder encoder(rest, info);
   }
 
   void write_torch(const fs::path& path, const Value& state, storage::IfExists if_exists,

@@ -86,12 +86,14 @@ class FileWriter {
                   "several files (max_shard_size)");
   }
   void write(storage::Storage& storage, const std::string& name, storage::IfExists if_exists,
-             Arena& arena, const OnBytes& on_bytes) const {
+             Arena& arena, const OnBytes& on_bytes,
+             const std::function<void()>& before_commit) const {
     const auto out = storage.create(name, size_, if_exists);
     BlockWriter writer(*out, arena, on_bytes);
     writer.append(head_);
     for (const format::SafetensorsEntry& entry : entries_) writer.append(tensors_.at(entry.name));
     writer.finish();
+    before_commit();
     out->commit();
   }
   std::uint64_t size() const { return size_; }
@@ -145,19 +147,20 @@ SafetensorsParts split_for_safetensors(const Value& state, bool keep_rest) {
 
 void save_safetensors(io::System& system, const std::filesystem::path& path,
                       std::vector<NamedTensor> tensors, const format::TextMap& metadata,
-                      storage::IfExists if_exists, const OnBytes& on_bytes) {
+                      storage::IfExists if_exists, const OnBytes& on_bytes,
+                      const std::function<void()>& before_commit) {
   const storage::FileTarget target = storage::resolve_target(system, path);
   const FileWriter writer(std::move(tensors), metadata);
   target.folder->collect_debris_of(target.name);
   Arena arena(kArena, {});
   arena.reserve(writer.size());
-  writer.write(*target.folder, target.name, if_exists, arena, on_bytes);
+  writer.write(*target.folder, target.name, if_exists, arena, on_bytes, before_commit);
 }
 
 void save_sharded_safetensors(io::System& system, const std::filesystem::path& path,
                               std::vector<NamedTensor> tensors, const format::TextMap& metadata,
                               std::uint64_t max_bytes, storage::IfExists if_exists,
-                              const OnBytes& on_bytes) {
+                              const OnBytes& on_bytes, const std::function<void()>& before_commit) {
   auto shards = shards_of(std::move(tensors), max_bytes);
   storage::NewDirectory directory(system, path, if_exists);
   Arena arena(kArena, {});
@@ -171,13 +174,15 @@ void save_sharded_safetensors(io::System& system, const std::filesystem::path& p
       total += bytes_of(tensor.tensor);
     }
     const FileWriter writer(std::move(shards[i]), metadata);
-    writer.write(directory.files(), index.files[i], storage::IfExists::fail, arena, on_bytes);
+    writer.write(directory.files(), index.files[i], storage::IfExists::fail, arena, on_bytes,
+                 [] {});
   }
   const std::string text = format::write_safetensors_index(index, total);
   const auto out = directory.files().create("model.safetensors.index.json", text.size(),
                                             storage::IfExists::fail);
   out->append(format::as_bytes(text));
   out->commit();
+  before_commit();
   directory.commit();
 }
 

@@ -179,6 +179,16 @@ def test_what_cannot_be_held_is_named_or_kept(tmp_path):
     assert rest["epoch"] == 3 and torch.equal(rest["model"]["tied"], base) and rest["odd"].dtype == torch.complex128
 
 
+@pytest.mark.parametrize("shards", [{}, {"max_shard_size": 10}])
+def test_no_rest_is_left_where_the_tensors_fail(shards, tmp_path):
+    torch.save({"w": torch.arange(6.0), "n": 3, "t": torch.ones(1000, 3)}, tmp_path / "x.pt")
+    data = (tmp_path / "x.pt").read_bytes()
+    (tmp_path / "x.pt").write_bytes(data.replace(torch.arange(6.0).numpy().tobytes(), bytes(24)))
+    with pytest.raises(perdure.CorruptionError):
+        perdure.convert(tmp_path / "x.pt", tmp_path / "out.safetensors", rest=True, **shards)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
+
+
 def test_halves_of_one_memory_are_two_tensors(tmp_path):
     base = torch.arange(8.0)
     torch.save({"a": base[:4], "b": base[4:]}, tmp_path / "x.pt")
