@@ -40,10 +40,11 @@ constexpr std::array<DTypeFacts, kDTypeCount> kDTypes = {{
 }};
 
 constexpr std::array<std::string_view, 21> kKindNames = {
-    "None",        "bool",         "int",          "float",       "complex",
-    "str",         "bytes",        "bytearray",    "list",        "tuple",
-    "set",         "torch.Size",   "dict",         "OrderedDict", "Counter",
-    "torch.dtype", "torch.device", "torch.layout", "tensor",      "opaque object"};
+    "None",         "bool",         "int",          "float",       "complex",
+    "str",          "bytes",        "bytearray",    "list",        "tuple",
+    "set",          "torch.Size",   "dict",         "OrderedDict", "Counter",
+    "torch.dtype",  "torch.device", "torch.layout", "tensor",      "composite tensor",
+    "opaque object"};
 
 template <class T>
 std::string raw_bytes(const T& x) {

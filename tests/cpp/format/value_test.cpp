@@ -314,5 +314,11 @@ TEST(ErrorCodes, HaveTheNamesOfTheEnumeration) {
   EXPECT_STREQ(error_code_name(ErrorCode::locked), "locked");
 }
 
+TEST(Value, EveryKindHasAName) {
+  for (int kind = 0; kind <= static_cast<int>(Kind::opaque); ++kind)
+    EXPECT_FALSE(kind_name(static_cast<Kind>(kind)).empty()) << kind;
+  EXPECT_EQ(kind_name(Kind::opaque), "opaque object");
+}
+
 }  // namespace
 }  // namespace perdure::test
