@@ -160,12 +160,14 @@ void Decoder::fill_dict(Dict& dict, const std::vector<NodeId>& items) {
     try {
       dict.set(key, value);
     } catch (const Error& error) {
-      // A frozenset or an instance as a key is legal Python and stays visible.
+      // A frozenset or an instance as a key is legal Python and stays visible; what is written
+      // again must not have the text of it for a key.
       if (!allow_opaque_) damaged(error.what());
-      dict.set(Value(repr(key)), value);
+      dict.set(Value(repr(key)),
+               Value::opaque({"?", "a value whose key is no plain data", value, {}}));
+      continue;
     }
-    if (dict.size() == before && !allow_opaque_)
-      damaged(fmt::format("a dict with the key {} twice", repr(key)));
+    if (dict.size() == before) damaged(fmt::format("a dict with the key {} twice", repr(key)));
   }
 }
 

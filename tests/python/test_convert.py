@@ -289,3 +289,12 @@ def test_what_a_kill_leaves_is_removed_by_the_next(large, tmp_path):
                 break
             time.sleep(0.1)
         assert left == []
+
+
+def test_a_key_that_is_no_plain_data_is_not_written_as_its_text(tmp_path):
+    torch.save({"model": {"w": torch.ones(2)}, "odd": {frozenset([1]): 2}}, tmp_path / "x.pt")
+    for to in ("torch", "dcp"):
+        with pytest.raises(perdure.Error, match="odd"):
+            perdure.convert(tmp_path / "x.pt", tmp_path / "out", to=to)
+    perdure.convert(tmp_path / "x.pt", tmp_path / "out.pt", only=["model"])
+    assert torch.equal(torch.load(tmp_path / "out.pt")["model"]["w"], torch.ones(2))

@@ -378,11 +378,18 @@ TEST(Decoder, OpaqueThingsMayBeKeysAndMembersOfWhatIsShown) {
   const Value keyed =
       decoded(dict({member, string("red"), "(" + integer(1) + "\x91", string("frozen")}), true);
   ASSERT_EQ(keyed.as_dict().size(), 2u);
-  EXPECT_EQ(keyed["<'a'.'Color'>"].as_string(), "red");
+  // An opaque too, so that nothing writes it with that text for its key.
+  EXPECT_EQ(keyed["<'a'.'Color'>"].as_opaque().arguments.as_string(), "red");
   const Value set = decoded(call("builtins", "set", {list({member})}), true);
   EXPECT_EQ(set.as_opaque().name, "set");
   EXPECT_EQ(set.as_opaque().arguments[0].kind(), Kind::opaque);
   EXPECT_ERROR(unsupported, "Color", decoded(dict({member, string("red")})));
+}
+
+TEST(Decoder, AKeyTwiceIsDamageAlsoWhereItIsShown) {
+  for (const bool allow_opaque : {false, true})
+    EXPECT_ERROR(corrupt, "the key 'a' twice",
+                 decoded(dict({string("a"), integer(1), string("a"), integer(2)}), allow_opaque));
 }
 
 TEST(Decoder, ADtypeThatIsNotKnownHidesNothingElse) {
