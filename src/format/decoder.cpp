@@ -225,6 +225,7 @@ Value Decoder::decode_persistent(const Node& source) {
 
 Value Decoder::opaque(std::string module, std::string name, const Node& source) {
   Opaque out{std::move(module), std::move(name), {}, {}};
+  out_.has_opaque = true;
   if (!allow_opaque_)
     throw Error(
         ErrorCode::unsupported,

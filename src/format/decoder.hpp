@@ -20,6 +20,7 @@ struct Decoded {
       storages;                         // in the order of first mention; data == nullptr
   std::vector<std::string> keys;        // of the storages: the N of data/N
   std::vector<std::size_t> item_sizes;  // of the storages: what their classes count in
+  bool has_opaque = false;              // so there may be storages that nobody here knows of
 };
 
 // Size in bytes of the record data/<key>, or nothing where the file has none. An empty function:

@@ -78,6 +78,11 @@ class LegacyReader {
     out_.places.resize(missing.size());
     for (const Value& key : keys.as_items()) {
       const auto found = key.kind() == Kind::string ? missing.find(key.as_string()) : missing.end();
+      if (found == missing.end() && decoded.has_opaque)
+        throw Error(ErrorCode::unsupported,
+                    fmt::format("the storage {} belongs to what is no plain data, so that how many "
+                                "bytes it has is not known (at offset {})",
+                                repr(key), at_));
       if (found == missing.end())
         damaged(fmt::format("the list of storages has {}, which no tensor refers to or which "
                             "stands in it twice",

@@ -189,5 +189,13 @@ TEST(Legacy, AClassOfTheUsersIsShownAndNotRun) {
   EXPECT_EQ(shown.value().as_opaque().state["a"].as_int(), 1);
 }
 
+// A storage of it is somewhere, and has bytes; that is no damage.
+TEST(Legacy, WhatOnlyTheUserKnowsMayHaveStorages) {
+  Parts parts;
+  parts.object = pickle(dict({string("a"), legacy_storage("UnknownStorage", "8", 1)}));
+  EXPECT_ERROR(unsupported, "not plain data", opened(parts));
+  EXPECT_ERROR(unsupported, "belongs to what is no plain data", opened(parts, true));
+}
+
 }  // namespace
 }  // namespace perdure::test
