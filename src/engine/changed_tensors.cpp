@@ -191,11 +191,18 @@ bool is_real(DType dtype) noexcept {
   }
 }
 
-Tensor in_c_order(const Tensor& tensor) {
+// Of a view that repeats its elements there can be more than any file holds.
+Tensor in_c_order(const Tensor& tensor) try {
   if (is_contiguous(tensor)) return tensor;
   Tensor out = format::contiguous_tensor(tensor.dtype, tensor.shape);
   out.storage = storage_of(bytes_of(tensor), *tensor.storage, std::make_shared<InCOrder>(tensor));
   return out;
+} catch (const Error& error) {
+  if (error.code() != ErrorCode::corrupt) throw;
+  throw Error(ErrorCode::invalid,
+              fmt::format("a view of {} repeats its elements, and would take more bytes than there "
+                          "can be where the format knows no views; leave it out (only)",
+                          repr(Value::size(tensor.shape))));
 }
 
 Value in_dtype(const Value& state, DType dtype) { return DTypeChange(state, dtype).change(state); }

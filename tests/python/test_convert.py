@@ -298,3 +298,11 @@ def test_a_key_that_is_no_plain_data_is_not_written_as_its_text(tmp_path):
             perdure.convert(tmp_path / "x.pt", tmp_path / "out", to=to)
     perdure.convert(tmp_path / "x.pt", tmp_path / "out.pt", only=["model"])
     assert torch.equal(torch.load(tmp_path / "out.pt")["model"]["w"], torch.ones(2))
+
+
+def test_a_view_without_end_is_no_damage(tmp_path):
+    torch.save({"w": torch.ones(1).expand(1 << 31, 1 << 30)}, tmp_path / "x.pt")
+    for to in ("safetensors", "dcp"):
+        with pytest.raises(perdure.InvalidError, match="repeats its elements"):
+            perdure.convert(tmp_path / "x.pt", tmp_path / "out", to=to)
+    assert [p.name for p in tmp_path.iterdir()] == ["x.pt"]
