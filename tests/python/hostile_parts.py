@@ -2,8 +2,46 @@
 with the code under test."""
 
 import dataclasses
+import os
+import pathlib
 import struct
 import zlib
+
+# ---- what a case may be, but for bytes (a file) and a dict of names (a folder)
+
+
+@dataclasses.dataclass
+class Sparse:
+    """A file that is longer than what there is in it."""
+
+    head: bytes
+    size: int
+
+
+@dataclasses.dataclass
+class Link:
+    target: str
+
+
+class Pipe:
+    """Whoever opens it waits for ever."""
+
+
+def write(path: pathlib.Path, what) -> None:
+    if isinstance(what, dict):
+        path.mkdir()
+        for name, inside in what.items():
+            (path / name).parent.mkdir(parents=True, exist_ok=True)
+            write(path / name, inside)
+    elif isinstance(what, Link):
+        path.symlink_to(what.target)
+    elif isinstance(what, Pipe):
+        os.mkfifo(path)
+    elif isinstance(what, Sparse):
+        path.write_bytes(what.head)
+        os.truncate(path, what.size)
+    else:
+        path.write_bytes(what)
 
 # ---- zip: the fields of each header, in their order, with their widths
 

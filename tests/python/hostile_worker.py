@@ -3,9 +3,10 @@
     python hostile_worker.py [--sealed]
 
 For each line on its standard input, a list of [what, path], it answers with one line: what happened, how long it took,
-and by how much memory grew. `what` is load, verify, restore (the path is a run directory), torch (is what perdure loads
-what torch loads?), or execute: to see that the seal holds. Sealed, the kernel ends it (SIGSYS) at any attempt to start a
-program, open a socket, or open a file for writing.
+and by how much memory grew. `what` is load, verify, stats, diff (with itself, and with the good file PERDURE_GOOD),
+restore (the path is a run directory), torch (is what perdure loads what torch and safetensors load?), convert (to each
+format, one after the other), or execute: to see that the seal holds. Sealed, the kernel ends it (SIGSYS) at any attempt
+to start a program, open a socket, or open a file for writing.
 """
 
 import ctypes
@@ -16,11 +17,14 @@ import platform
 import resource
 import struct
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 import torch
 
 import perdure
+from hostile_reference import pair
 
 ROOM = 2 << 30  # of address space; whoever asks for more gets a MemoryError
 
@@ -112,10 +116,10 @@ def tensor_difference(a, b, place) -> str:
 
 def compare_with_torch(path) -> str:
     """What torch reads differently from perdure, or nothing. That torch refuses more is no difference."""
-    ours = perdure.load(path)
+    perdure.load(path)
     try:
-        theirs = torch.load(path, weights_only=True)
-    except Exception as error:
+        ours, theirs = pair(Path(path))
+    except BaseException as error:  # noqa: BLE001: DCP's is no Exception
         return f"torch refuses: {type(error).__name__}"
     sys.setrecursionlimit(10_000)
     if found := difference(ours, theirs):
@@ -141,11 +145,46 @@ def load(path) -> str:
     return ""
 
 
+def stats(path) -> str:
+    return f"{len(perdure.stats(path).tensors)} tensors"
+
+
+def diff(path) -> str:
+    """With itself it is equal."""
+    if not perdure.diff(path, path, full=True).equal:
+        raise AssertionError("it differs from itself")
+    for pair in ((path, os.environ["PERDURE_GOOD"]), (os.environ["PERDURE_GOOD"], path)):
+        perdure.diff(*pair)
+    return ""
+
+
+def convert(path) -> str:
+    """What comes out means the same, and where nothing does, nothing is left."""
+    outcomes = []
+    for to in ("torch", "safetensors", "dcp"):
+        with tempfile.TemporaryDirectory() as folder:
+            out = os.path.join(folder, "out")
+            try:
+                perdure.convert(path, out, to=to)
+            except perdure.Error as error:
+                outcomes.append(error.code)
+                if left := os.listdir(folder):
+                    raise AssertionError(f"{to}: {left} is left behind: {error}") from None
+                continue
+            outcomes.append("")
+            if os.listdir(folder) != ["out"] or not perdure.diff(path, out).equal:
+                raise AssertionError(f"{to}: what came out is not what went in")
+    return " ".join(outcomes)
+
+
 def execute(path) -> str:
     os.execv("/bin/true", ["true"])
 
 
-WORK = {"load": load, "verify": verify, "restore": restore, "torch": compare_with_torch, "execute": execute}
+WORK = {
+    "load": load, "verify": verify, "stats": stats, "diff": diff, "restore": restore, "torch": compare_with_torch,
+    "convert": convert, "execute": execute,
+}  # fmt: skip
 
 
 def answer(what, path, peak) -> dict:

@@ -35,9 +35,10 @@ LONGEST_TEXT = 5000
 class Worker:
     """A hostile_worker.py. `ask` fails where the process does not live through the question."""
 
-    def __init__(self, *options):
+    def __init__(self, *options, **environment):
+        command = [sys.executable, HERE / "hostile_worker.py", *options]
         self._process = subprocess.Popen(
-            [sys.executable, HERE / "hostile_worker.py", *options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | environment
         )
 
     def ask(self, what, path) -> dict:
