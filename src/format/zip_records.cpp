@@ -16,6 +16,12 @@ namespace {
 // data.pkl of 100,000 tensors is 20 MB. A bound on what a hostile file can make us allocate.
 constexpr std::uint64_t kMaxTextRecord = kMaxPickle;
 
+// What of a TorchScript archive is no code.
+bool is_data(std::string_view name) {
+  return name == "data.pkl" || name == "constants.pkl" || name == "version" ||
+         name.starts_with("data/") || name.starts_with("constants/");
+}
+
 }  // namespace
 
 ZipRecords::ZipRecords(const Source& source)
@@ -24,8 +30,9 @@ ZipRecords::ZipRecords(const Source& source)
   std::ranges::sort(by_name_, {}, &CheckpointFile::Record::name);
   has_checksums_ =
       std::ranges::any_of(records_, [](const auto& record) { return record.crc32 != 0; });
-  if (!packed_.empty() && !is_torch_script())
-    with_file_name(source, [&] { refuse_packed(packed_.front()); });
+  for (const PackedRecord& packed : packed_)
+    if (!is_torch_script() || is_data(packed.record.name))
+      with_file_name(source, [&] { refuse_packed(packed); });
 }
 
 const CheckpointFile::Record* ZipRecords::find(std::string_view name) const {

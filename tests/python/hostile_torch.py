@@ -226,7 +226,7 @@ def codes(base):
         "code-behind": having(body=whole + b"x"), "code-garbage": having(body=b"\xff" * 100), "code-method-9": having(method=9),
         "code-endless": having(body=b"\0\0\0\xff\xff" * 10_000), "pickle-packed": ("unsupported", script(base, {"data.pkl"})),
         "constants-packed": ("unsupported", script(base, {"constants.pkl"})), "bomb-records": ("loads", script(base | {f"extra/{i}": b"" for i in range(10_000)})),
-        "data-packed": ("refused", script(base, {next(name for name in base if name.startswith("data/"))})),
+        "data-packed": ("unsupported", script(base, {next(name for name in base if name.startswith("data/"))})),
     }  # fmt: skip
 
 

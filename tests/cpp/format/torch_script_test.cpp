@@ -137,5 +137,11 @@ TEST(TorchScript, WhatIsCompressedOtherwiseIsRefused) {
                CheckpointFile::open(source_of(build(zip))));
 }
 
+TEST(TorchScript, CompressedTensorsAreNotMissing) {
+  ZipParts zip = script();
+  zip.entries[0] = packed_entry("n/data/0", "weights!");
+  EXPECT_ERROR(unsupported, "record 'data/0' is compressed", load_bytes(build(zip)));
+}
+
 }  // namespace
 }  // namespace perdure::test
