@@ -82,7 +82,8 @@ sanitizer-tests:
 	cmake --build --preset asan
 	ctest --preset asan -j2
 	PERDURE_CLI=$(CURDIR)/build/asan/cli/perdure .venv/bin/python -m pytest -q tests/python/test_cli.py \
-		tests/python/test_hostile.py tests/python/test_hostile_run.py -k 'command or (test_cli and not starts_quickly)'
+		tests/python/test_hostile.py tests/python/test_hostile_formats.py \
+		tests/python/test_hostile_run.py -k 'command or (test_cli and not starts_quickly)'
 
 thread-tests:
 	$(call banner,C++ tests under TSan)

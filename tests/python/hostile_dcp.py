@@ -60,12 +60,21 @@ def tensor_item(shape, chunks, dtype=torch.float32, size=None):
 def good() -> Made:
     made = Made({}, {}, {"w": ("model", "w"), "v": ("v",), "n": ("list", 0)}, {})
     rows = torch.arange(12.0).reshape(4, 3)
-    for name, at, value in (("n", None, {"lr": 0.5}), ("v", (0,), torch.ones(3)), ("w", (0, 0), rows[:2].clone()), ("w", (2, 0), rows[2:].clone())):
+    for name, at, value in (
+        ("n", None, {"lr": 0.5}),
+        ("v", (0,), torch.ones(3)),
+        ("w", (0, 0), rows[:2].clone()),
+        ("w", (2, 0), rows[2:].clone()),
+    ):
         data, file = saved(value), "__0_0.distcp" if at != (2, 0) else "__1_0.distcp"
         index = MetadataIndex(name, None if at is None else SIZE(at))
         made.places[index] = _StorageInfo(file, len(made.files.get(file, b"")), len(data))
         made.files[file] = made.files.get(file, b"") + data
-    made.items = {"w": tensor_item((4, 3), [((0, 0), HALF), ((2, 0), HALF)]), "v": tensor_item((3,), [((0,), (3,))]), "n": BytesStorageMetadata()}
+    made.items = {
+        "w": tensor_item((4, 3), [((0, 0), HALF), ((2, 0), HALF)]),
+        "v": tensor_item((3,), [((0,), (3,))]),
+        "n": BytesStorageMetadata(),
+    }
     return made
 
 
@@ -78,7 +87,17 @@ def changed(change, protocol=4) -> dict:
 
 def dcp_directories(canary, secret, random) -> dict[str, tuple[str, dict]]:
     """`secret` is a folder beside them, of which nothing must ever be seen."""
-    found = escapes(secret) | ranges() | chunks() | shapes() | dtypes() | paths() | forms() | parts(canary, random) | metadata_pickles(canary, random)
+    found = (
+        escapes(secret)
+        | ranges()
+        | chunks()
+        | shapes()
+        | dtypes()
+        | paths()
+        | forms()
+        | parts(canary, random)
+        | metadata_pickles(canary, random)
+    )
     return {f"dcp-{name}": case for name, case in found.items()} | mutations(random)
 
 
@@ -117,7 +136,15 @@ def escapes(secret):
         "file-empty": ("corrupt", here | {"__1_0.distcp": b""}),
         "file-cut": ("corrupt", here | {"__1_0.distcp": here["__1_0.distcp"][:-1]}),
         "file-longer": ("loads", here | {"__1_0.distcp": here["__1_0.distcp"] + b"x"}),
-        "file-flipped": ("corrupt", here | {"__1_0.distcp": bytes(b ^ (i == len(here["__1_0.distcp"]) // 2) for i, b in enumerate(here["__1_0.distcp"]))}),
+        "file-flipped": (
+            "corrupt",
+            here
+            | {
+                "__1_0.distcp": bytes(
+                    b ^ (i == len(here["__1_0.distcp"]) // 2) for i, b in enumerate(here["__1_0.distcp"])
+                )
+            },
+        ),
         "metadata-is-a-pipe": ("refused", here | {".metadata": Pipe()}),
         "metadata-is-a-folder": ("io", here | {".metadata": {"x": b""}}),
         "metadata-too-long": ("unsupported", here | {".metadata": Sparse(here[".metadata"], (1 << 30) + 1)}),
@@ -135,11 +162,25 @@ def ranges():
     return cases | {
         "offset-one-more": ("corrupt", changed(lambda made: setattr(made.place(), "offset", truth.offset + 1))),
         "length-one-less": ("corrupt", changed(lambda made: setattr(made.place(), "length", truth.length - 1))),
-        "length-one-more": ("refused-or-loads", changed(lambda made: setattr(made.place(), "length", truth.length + 1))),
+        "length-one-more": (
+            "refused-or-loads",
+            changed(lambda made: setattr(made.place(), "length", truth.length + 1)),
+        ),
         "length-nothing": ("corrupt", changed(lambda made: setattr(made.place(), "length", 0))),
-        "sum-wraps": ("corrupt", changed(lambda made: (setattr(made.place(), "offset", 2**63 - 1), setattr(made.place(), "length", 2**63 - 1)))),
-        "range-of-another": ("corrupt", changed(lambda made: made.places.update({MetadataIndex("v", SIZE((0,))): made.place("n")}))),
-        "transform": ("unsupported", changed(lambda made: setattr(made.place(), "transform_descriptors", ["stream.zstd/1"]))),
+        "sum-wraps": (
+            "corrupt",
+            changed(
+                lambda made: (setattr(made.place(), "offset", 2**63 - 1), setattr(made.place(), "length", 2**63 - 1))
+            ),
+        ),
+        "range-of-another": (
+            "corrupt",
+            changed(lambda made: made.places.update({MetadataIndex("v", SIZE((0,))): made.place("n")})),
+        ),
+        "transform": (
+            "unsupported",
+            changed(lambda made: setattr(made.place(), "transform_descriptors", ["stream.zstd/1"])),
+        ),
         "transform-odd": ("unsupported", changed(lambda made: setattr(made.place(), "transform_descriptors", "x"))),
         "transform-none": ("loads", changed(lambda made: setattr(made.place(), "transform_descriptors", []))),
     }
@@ -194,19 +235,33 @@ def shapes():
         cases[f"shape-{number}"] = ("refused", changed(lambda made: setattr(made.items["v"], "size", size)))
     for number, size in enumerate((3, None, "3", {0: 3}, b"\x03", (3,) * 200_000)):
         cases[f"no-shape-{number}"] = ("refused", changed(lambda made: setattr(made.items["v"], "size", size)))
-    return cases | {"shape-as-a-list": ("refused-or-loads", changed(lambda made: setattr(made.items["v"], "size", [3])))}
+    return cases | {
+        "shape-as-a-list": ("refused-or-loads", changed(lambda made: setattr(made.items["v"], "size", [3])))
+    }
 
 
 def dtypes():
     def having(value):
         def change(made):
-            made.items["v"].properties = types.SimpleNamespace(dtype=value) if value is None else TensorProperties(dtype=torch.float32)
+            made.items["v"].properties = (
+                types.SimpleNamespace(dtype=value) if value is None else TensorProperties(dtype=torch.float32)
+            )
             if value is not None:
                 made.items["v"].properties.dtype = value
 
         return changed(change)
 
-    values = (torch.float64, torch.int32, torch.quint8, torch.bits8, torch.float4_e2m1fn_x2, None, os.system, torch.Size, torch.strided)
+    values = (
+        torch.float64,
+        torch.int32,
+        torch.quint8,
+        torch.bits8,
+        torch.float4_e2m1fn_x2,
+        None,
+        os.system,
+        torch.Size,
+        torch.strided,
+    )
     return {f"dtype-{i}": ("refused", having(value)) for i, value in enumerate(values)} | {
         f"no-dtype-{i}": ("refused", folder) for i, folder in enumerate(
             changed(lambda made: setattr(made.items["v"], "properties", value)) for value in (None, 5, "float32", torch.float32, ()))
@@ -243,7 +298,10 @@ def paths():
         "paths-of-no-dict": ("refused-or-loads", nested([1, 2])),
         "paths-in-themselves": ("refused", nested(cyclic)),
         "paths-of-another-class": ("refused-or-loads", nested(os.system)),
-        "paths-odd-names": ("loads", nested(whole | {"v": ("", "..", "../x", "\x1b[2J", "a\0b", "\u202e", "/etc/passwd")})),
+        "paths-odd-names": (
+            "loads",
+            nested(whole | {"v": ("", "..", "../x", "\x1b[2J", "a\0b", "\u202e", "/etc/passwd")}),
+        ),
         "paths-long": ("loads", nested(whole | {"v": ("x" * 2_000_000,)})),
     }
 
@@ -259,7 +317,19 @@ def forms():
         for number, value in enumerate((None, [], 5, "x", {1: 2}, {"v": None}, {"v": 5}, {None: None})):
             cases[f"{name}-{number}"] = ("refused", having(name, value))
     here = good().build()
-    for number, root in enumerate((None, {}, [], 5, "x", torch.Size((1,)), MetadataIndex("a"), BytesStorageMetadata(), {"state_dict_metadata": {}})):
+    for number, root in enumerate(
+        (
+            None,
+            {},
+            [],
+            5,
+            "x",
+            torch.Size((1,)),
+            MetadataIndex("a"),
+            BytesStorageMetadata(),
+            {"state_dict_metadata": {}},
+        )
+    ):
         cases[f"root-{number}"] = ("corrupt", here | {".metadata": pickle.dumps(root)})
     return cases | {
         "empty": ("loads", {".metadata": pickle.dumps(Metadata({}, {}, {}))}),
@@ -299,6 +369,7 @@ class Calling:
 
 def parts(canary, random):
     """A value, or a tensor, that is a hostile file of its own. Not all of them each time: they are tested alone."""
+
     def value(data):
         def change(made):
             made.files["n"] = data
@@ -349,7 +420,13 @@ def mutations(random):
     for size in sorted({random.randrange(len(data)) for _ in range(8)}):
         cases[f"dcp-cut-data-at-{size}"] = ("corrupt", whole | {"__0_0.distcp": data[:size]})
     for number in range(60):
-        cases[f"dcp-mutated-metadata-{number}"] = ("refused-or-loads", whole | {".metadata": mutated(random, metadata, len(metadata))})
+        cases[f"dcp-mutated-metadata-{number}"] = (
+            "refused-or-loads",
+            whole | {".metadata": mutated(random, metadata, len(metadata))},
+        )
     for number in range(20):
-        cases[f"dcp-mutated-data-{number}"] = ("refused-or-loads", whole | {"__0_0.distcp": mutated(random, data, len(data))})
+        cases[f"dcp-mutated-data-{number}"] = (
+            "refused-or-loads",
+            whole | {"__0_0.distcp": mutated(random, data, len(data))},
+        )
     return cases

@@ -38,7 +38,23 @@ def safetensors_files(random) -> dict[str, tuple[str, bytes | Sparse]]:
 
 def lengths():
     size = len(HEAD)
-    wrong = (0, 1, 2, 7, 8, size - 1, size + 1, size + 12, size + 13, 2**31, 2**32, 2**63 - 1, 2**63, 2**64 - 8, 2**64 - 1)
+    wrong = (
+        0,
+        1,
+        2,
+        7,
+        8,
+        size - 1,
+        size + 1,
+        size + 12,
+        size + 13,
+        2**31,
+        2**32,
+        2**63 - 1,
+        2**63,
+        2**64 - 8,
+        2**64 - 1,
+    )
     cases = {f"length-{n:x}": ("corrupt", file(length=n)) for n in wrong}
     return cases | {
         "length-too-large-and-there": ("corrupt", Sparse(file(length=100_000_001), 100_000_100)),
@@ -85,7 +101,10 @@ def members():
         "twice-escaped": ("corrupt", file(f'{{"w":{good},"\\u0077":{entry(offsets="[12,24]")}}}', DATA * 2)),
         "member-dtype-twice": ("corrupt", file(HEAD.replace('"dtype":"F32"', '"dtype":"F32","dtype":"I32"'))),
         "member-shape-twice": ("corrupt", file(HEAD.replace('"shape":[3]', '"shape":[3],"shape":[3]'))),
-        "member-offsets-twice": ("corrupt", file(HEAD.replace('"data_offsets":[0,12]', '"data_offsets":[],"data_offsets":[0,12]'))),
+        "member-offsets-twice": (
+            "corrupt",
+            file(HEAD.replace('"data_offsets":[0,12]', '"data_offsets":[],"data_offsets":[0,12]')),
+        ),
         "member-more": ("corrupt", file(HEAD.replace('"dtype"', '"extra":1,"dtype"'))),
         "member-crc": ("corrupt", file(HEAD.replace('"dtype"', '"crc":"x","dtype"'))),
         "member-none": ("corrupt", file('{"w":{}}')),
@@ -100,7 +119,10 @@ def members():
 
 
 def dtypes():
-    cases = {f"dtype-{i}": ("corrupt", one(dtype=text)) for i, text in enumerate(("5", "null", "[]", "{}", "true", "1.5", '["F32"]'))}
+    cases = {
+        f"dtype-{i}": ("corrupt", one(dtype=text))
+        for i, text in enumerate(("5", "null", "[]", "{}", "true", "1.5", '["F32"]'))
+    }
     unknown = ("f32", "F31", "", "torch.float32", "F32 ", "F\\u00003", "x" * 1_000_000)
     cases |= {f"dtype-unknown-{i}": ("unsupported", one(dtype=f'"{text}"')) for i, text in enumerate(unknown)}
     return cases | {
@@ -118,10 +140,23 @@ def shapes():
                  "[18446744073709551616]", "[1e30]")  # fmt: skip
     cases = {f"shape-{i}": ("corrupt", one(shape=text)) for i, text in enumerate(no_shapes)}
     # As wrapped products they would be what the offsets say.
-    wrapping = ([2**62, 2**62], [2**32, 2**32], [2**31, 2**31, 4], [2**61], [2**62, 3, 2**62], [2**64 - 1, 2**64 - 1], [2**62, 4])
-    cases |= {f"shape-wraps-{i}": ("corrupt", one(b"", shape=json.dumps(s), offsets="[0,0]")) for i, s in enumerate(wrapping)}
+    wrapping = (
+        [2**62, 2**62],
+        [2**32, 2**32],
+        [2**31, 2**31, 4],
+        [2**61],
+        [2**62, 3, 2**62],
+        [2**64 - 1, 2**64 - 1],
+        [2**62, 4],
+    )
+    cases |= {
+        f"shape-wraps-{i}": ("corrupt", one(b"", shape=json.dumps(s), offsets="[0,0]")) for i, s in enumerate(wrapping)
+    }
     empty = ([0, 2**64 - 1], [2**63, 0], [0, 2**62, 2**62], [2**62, 2**62, 0], [0, 2**40], [0] * 1000)
-    cases |= {f"shape-empty-{i}": ("refused-or-loads", one(b"", shape=json.dumps(s), offsets="[0,0]")) for i, s in enumerate(empty)}
+    cases |= {
+        f"shape-empty-{i}": ("refused-or-loads", one(b"", shape=json.dumps(s), offsets="[0,0]"))
+        for i, s in enumerate(empty)
+    }
     return cases | {
         "shape-of-64": ("loads", one(shape=json.dumps([1] * 63 + [3]))),
         "shape-of-65": ("refused-or-loads", one(shape=json.dumps([1] * 64 + [3]))),
@@ -163,9 +198,21 @@ def places():
 def metadata():
     wrong = ("[]", '"x"', "1", "null", '{"a":1}', '{"a":null}', '{"a":[]}', '{"a":{}}', '{"a":true}', '{"a":1.5}', '{"a":"1","a":"1"}',
              entry())  # fmt: skip
-    cases = {f"metadata-{i}": ("corrupt", file(header(("__metadata__", text), ("w", entry())))) for i, text in enumerate(wrong)}
+    cases = {
+        f"metadata-{i}": ("corrupt", file(header(("__metadata__", text), ("w", entry()))))
+        for i, text in enumerate(wrong)
+    }
     many = json.dumps({f"k{i}": "v" for i in range(20_000)})
-    odd = json.dumps({"": "", "\x1b[2J": "\x1b]0;pwned\x07", "\u202e": "\u202e", "a\0b": "\0", "total_size": "-1", "format": "../../evil"})
+    odd = json.dumps(
+        {
+            "": "",
+            "\x1b[2J": "\x1b]0;pwned\x07",
+            "\u202e": "\u202e",
+            "a\0b": "\0",
+            "total_size": "-1",
+            "format": "../../evil",
+        }
+    )
     return cases | {
         "metadata-twice": ("corrupt", file(header(("__metadata__", "{}"), ("w", entry()), ("__metadata__", "{}")))),
         "metadata-empty": ("loads", file(header(("__metadata__", "{}"), ("w", entry())))),
@@ -183,7 +230,12 @@ def names():
     cases = {f"name-{i}": ("loads", file(header((name, entry())))) for i, name in enumerate(odd)}
     return cases | {
         "name-like-metadata": ("corrupt", file(header(("__metadata__", entry())))),
-        "names-nested": ("loads", file(header(("a", entry()), ("a.b", entry(offsets="[12,24]")), ("a.b.c", entry(offsets="[24,36]"))), DATA * 3)),
+        "names-nested": (
+            "loads",
+            file(
+                header(("a", entry()), ("a.b", entry(offsets="[12,24]")), ("a.b.c", entry(offsets="[24,36]"))), DATA * 3
+            ),
+        ),
         "names-alike": ("loads", file(header(("\u00e9", entry()), ("e\u0301", entry(offsets="[12,24]"))), DATA * 2)),
     }
 
@@ -192,7 +244,10 @@ def bombs():
     nothing = entry(shape="[0]", offsets="[0,0]")
     return {
         "bomb-tensors": ("loads", file(header(*[(f"t{i}", nothing) for i in range(10_000)]), b"")),
-        "bomb-tensors-and-a-lie": ("corrupt", file(header(*[(f"t{i}", nothing) for i in range(10_000)], ("t7", nothing)), b"")),
+        "bomb-tensors-and-a-lie": (
+            "corrupt",
+            file(header(*[(f"t{i}", nothing) for i in range(10_000)], ("t7", nothing)), b""),
+        ),
         "bomb-long-names": ("loads", file(header(*[(str(i) + "x" * 50_000, nothing) for i in range(20)]), b"")),
     }
 
@@ -228,7 +283,10 @@ def mutated(random, whole: bytes, until: int) -> bytes:
 
 def safetensors_directories(secret) -> dict[str, tuple[str, dict]]:
     """`secret` is a folder beside them, of which nothing must ever be seen."""
-    shards = {"a.safetensors": file(header(("a", entry()))), "b.safetensors": file(header(("b", entry()), ("c", entry(offsets="[12,24]"))), DATA * 2)}
+    shards = {
+        "a.safetensors": file(header(("a", entry()))),
+        "b.safetensors": file(header(("b", entry()), ("c", entry(offsets="[12,24]"))), DATA * 2),
+    }
     places = {"a": "a.safetensors", "b": "b.safetensors", "c": "b.safetensors"}
     found = escapes(secret, shards, places) | shard_lies(shards, places) | index_texts(shards, places)
     return {f"index-{name}": case for name, case in found.items()}
@@ -274,7 +332,10 @@ def shard_lies(shards, places):
         "tensor-missing": ("corrupt", indexed(places | {"d": "a.safetensors"}, shards)),
         "tensor-elsewhere": ("corrupt", indexed(places | {"c": "a.safetensors"}, shards)),
         "tensor-unnamed": ("corrupt", indexed({"a": "a.safetensors", "b": "b.safetensors"}, shards)),
-        "tensor-in-both": ("corrupt", good | {"b.safetensors": file(header(("b", entry()), ("a", entry(offsets="[12,24]"))), DATA * 2)}),
+        "tensor-in-both": (
+            "corrupt",
+            good | {"b.safetensors": file(header(("b", entry()), ("a", entry(offsets="[12,24]"))), DATA * 2)},
+        ),
         "shard-cut": ("corrupt", good | {"b.safetensors": shards["b.safetensors"][:-1]}),
         "shard-empty": ("corrupt", good | {"b.safetensors": b""}),
         "shard-is-a-zip": ("corrupt", good | {"b.safetensors": b"PK\x03\x04" + bytes(100)}),

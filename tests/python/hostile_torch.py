@@ -50,8 +50,13 @@ def legacy_files(canary, random) -> dict[str, tuple[str, bytes | Sparse]]:
 
 def heads():
     versions = (0, 1000, 1002, 2**62, 2**200, -1)
-    cases = {f"version-{i}": ("unsupported", legacy(version=pickle(integer(number)))) for i, number in enumerate(versions)}
-    cases |= {f"version-odd-{i}": ("unsupported", legacy(version=pickle(body))) for i, body in enumerate((NONE, b"\x88", string("1001"), EMPTY_LIST))}
+    cases = {
+        f"version-{i}": ("unsupported", legacy(version=pickle(integer(number)))) for i, number in enumerate(versions)
+    }
+    cases |= {
+        f"version-odd-{i}": ("unsupported", legacy(version=pickle(body)))
+        for i, body in enumerate((NONE, b"\x88", string("1001"), EMPTY_LIST))
+    }
     whole = legacy()
     return cases | {
         "good": ("loads", whole),
@@ -64,16 +69,27 @@ def heads():
         "machine-of-call": ("refused", legacy(machine=pickle(call("os", "system", string("id"))))),
         "no-object": ("corrupt", MAGIC + VERSION + MACHINE),
         "sparse": ("corrupt", Sparse(whole, 1 << 40)),
-        "sparse-pickle": ("refused", Sparse(MAGIC + VERSION + MACHINE + b"\x80\x02\x8b" + struct.pack("<I", 2**31 - 1), 1 << 40)),
-        "sparse-text": ("refused", Sparse(MAGIC + VERSION + MACHINE + b"\x80\x02X" + struct.pack("<I", 2**32 - 1), 1 << 40)),
-        "sparse-text-8": ("refused", Sparse(MAGIC + VERSION + MACHINE + b"\x80\x04\x8d" + struct.pack("<Q", 2**39), 1 << 40)),
+        "sparse-pickle": (
+            "refused",
+            Sparse(MAGIC + VERSION + MACHINE + b"\x80\x02\x8b" + struct.pack("<I", 2**31 - 1), 1 << 40),
+        ),
+        "sparse-text": (
+            "refused",
+            Sparse(MAGIC + VERSION + MACHINE + b"\x80\x02X" + struct.pack("<I", 2**32 - 1), 1 << 40),
+        ),
+        "sparse-text-8": (
+            "refused",
+            Sparse(MAGIC + VERSION + MACHINE + b"\x80\x04\x8d" + struct.pack("<Q", 2**39), 1 << 40),
+        ),
         "many-storages": many_storages(),
     }
 
 
 def many_storages():
     body = pickle(listed(*[tensor(stored(str(i), 1), size=(1,)) for i in range(5000)]))
-    return "loads", legacy(body, pickle(listed(*[string(str(i)) for i in range(5000)])), storage_bytes(b"abcd", 1) * 5000)
+    return "loads", legacy(
+        body, pickle(listed(*[string(str(i)) for i in range(5000)])), storage_bytes(b"abcd", 1) * 5000
+    )
 
 
 def keys():
@@ -88,8 +104,14 @@ def keys():
     }  # fmt: skip
     return {f"keys-{name}": ("corrupt", data) for name, data in wrong.items()} | {
         "keys-of-call": ("refused", legacy(keys=pickle(call("os", "listdir", string("/"))))),
-        "keys-odd": ("loads", legacy(pickle(listed(tensor(stored("../\x1b[2J\0x")))), pickle(listed(string("../\x1b[2J\0x"))))),
-        "keys-long": ("loads", legacy(pickle(listed(tensor(stored("x" * 1_000_000)))), pickle(listed(string("x" * 1_000_000))))),
+        "keys-odd": (
+            "loads",
+            legacy(pickle(listed(tensor(stored("../\x1b[2J\0x")))), pickle(listed(string("../\x1b[2J\0x")))),
+        ),
+        "keys-long": (
+            "loads",
+            legacy(pickle(listed(tensor(stored("x" * 1_000_000)))), pickle(listed(string("x" * 1_000_000)))),
+        ),
         "keys-million": ("corrupt", having(*[string("0")] * 500_000)),
     }
 
@@ -100,10 +122,17 @@ def storages():
     for number, count in enumerate((0, 2, 4, 2**31, 2**61, 2**62, 2**63 - 1, 2**63, 2**64 - 1)):
         cases[f"count-{number}"] = ("corrupt", legacy(storages=storage_bytes(count=count)))
         cases[f"claim-{number}"] = ("refused", legacy(pickle(listed(tensor(stored(count=count))))))
-        cases[f"both-{number}"] = ("refused", legacy(pickle(listed(tensor(stored(count=count)))), storages=storage_bytes(count=count)))
+        cases[f"both-{number}"] = (
+            "refused",
+            legacy(pickle(listed(tensor(stored(count=count)))), storages=storage_bytes(count=count)),
+        )
     for number, count in enumerate((-1, -(2**63), 2**200)):
         cases[f"claim-below-{number}"] = ("refused", legacy(pickle(listed(tensor(stored(count=count))))))
-    geometry = {"size": ((4,), (2**62,), (2**62, 4), (-1,), (3, 1)), "stride": ((2,), (2**62,), (-1,), ()), "offset": (1, -1, 2**62, 2**63)}
+    geometry = {
+        "size": ((4,), (2**62,), (2**62, 4), (-1,), (3, 1)),
+        "stride": ((2,), (2**62,), (-1,), ()),
+        "offset": (1, -1, 2**62, 2**63),
+    }
     for name, values in geometry.items():
         for number, value in enumerate(values):
             cases[f"{name}-{number}"] = ("refused-or-loads", legacy(pickle(listed(tensor(stored(), **{name: value})))))
@@ -131,8 +160,16 @@ def views():
 
     outside = ((1, 3), (0, 4), (3, 1), (-1, 3), (0, -1), (2**62, 2**62), (2**63 - 1, 1), (0, 2**63), (2**200, 1))
     cases = {f"view-outside-{i}": ("refused", having(string("v"), *fields)) for i, fields in enumerate(outside)}
-    odd = (EMPTY_DICT, items(string("v")), items(string("v"), NONE, NONE), integer(0), items(string("v"), integer(0), integer(3), integer(0)))
-    cases |= {f"view-odd-{i}": ("refused", legacy(pickle(listed(tensor(stored(view=body)))))) for i, body in enumerate(odd)}
+    odd = (
+        EMPTY_DICT,
+        items(string("v")),
+        items(string("v"), NONE, NONE),
+        integer(0),
+        items(string("v"), integer(0), integer(3), integer(0)),
+    )
+    cases |= {
+        f"view-odd-{i}": ("refused", legacy(pickle(listed(tensor(stored(view=body)))))) for i, body in enumerate(odd)
+    }
     return cases | {
         "view-whole": ("refused-or-loads", having(string("v"), 0, 3)),
         "view-of-a-part": ("refused-or-loads", having(string("v"), 1, 2, count=2)),
@@ -145,15 +182,25 @@ def inner(canary, random):
     cases, bodies = {}, pickles(canary)
     for name in sorted({*random.sample(sorted(bodies), 120), *[name for name in bodies if "call" in name]}):
         what, data = bodies[name]
-        cases[f"object-{name}"] = ("refused-or-loads" if what in ("None", "loads", "refused-or-loads") else "refused", legacy(data, pickle(EMPTY_LIST), b""))
+        cases[f"object-{name}"] = (
+            "refused-or-loads" if what in ("None", "loads", "refused-or-loads") else "refused",
+            legacy(data, pickle(EMPTY_LIST), b""),
+        )
     return cases
 
 
 def legacy_mutations(random):
     out = io.BytesIO()
-    torch.save({"w": torch.ones(2, 3), "n": [1, {"lr": 0.5}], "v": torch.arange(4)[1:]}, out, _use_new_zipfile_serialization=False)
+    torch.save(
+        {"w": torch.ones(2, 3), "n": [1, {"lr": 0.5}], "v": torch.arange(4)[1:]},
+        out,
+        _use_new_zipfile_serialization=False,
+    )
     whole = out.getvalue()
-    cases = {f"legacy-cut-at-{size}": ("corrupt", whole[:size]) for size in sorted({random.randrange(20, len(whole)) for _ in range(12)})}
+    cases = {
+        f"legacy-cut-at-{size}": ("corrupt", whole[:size])
+        for size in sorted({random.randrange(20, len(whole)) for _ in range(12)})
+    }
     return cases | {f"legacy-mutated-{i}": ("refused-or-loads", mutated(random, whole, len(whole))) for i in range(50)}
 
 
@@ -189,7 +236,9 @@ def entry(name, data, is_packed, lies) -> Entry:
     if not is_packed:
         return Entry(name, data, streamed=False)
     body = lies.get("body", deflated(data))
-    truth = {"method": 8, "size": len(data), "crc": zlib.crc32(data), "compressed": len(body)} | {k: v for k, v in lies.items() if k != "body"}
+    truth = {"method": 8, "size": len(data), "crc": zlib.crc32(data), "compressed": len(body)} | {
+        k: v for k, v in lies.items() if k != "body"
+    }
     return Entry(name, body, streamed=False, local=truth, central=truth)
 
 
@@ -237,8 +286,19 @@ def objects(base, canary):
     def instance(module="__torch__", name="Net", state=EMPTY_DICT):
         return named(module, name) + b")\x81" + state + b"b"
 
-    modules = ("os", "builtins", "__torch__os", "__torch__.os", "__torch__.../..", "__torch__.\x1b[2J", "torch.__torch__", "__torch__." + "x" * 100_000)
-    cases = {f"object-{i}": ("refused-or-loads", pickled(instance(module, "system"))) for i, module in enumerate(modules)}
+    modules = (
+        "os",
+        "builtins",
+        "__torch__os",
+        "__torch__.os",
+        "__torch__.../..",
+        "__torch__.\x1b[2J",
+        "torch.__torch__",
+        "__torch__." + "x" * 100_000,
+    )
+    cases = {
+        f"object-{i}": ("refused-or-loads", pickled(instance(module, "system"))) for i, module in enumerate(modules)
+    }
     cases |= {f"call-{i}": ("unsupported", pickled(call(module, name, string(f"touch {canary}")))) for i, (module, name) in enumerate(
         [("os", "system"), ("builtins", "eval"), ("builtins", "exec"), ("torch.jit", "load"), ("torch._C", "import_ir_module")])}  # fmt: skip
     cases |= {f"constants-call-{i}": ("unsupported", pickled(call(module, name, string(f"touch {canary}")), "constants.pkl"))
@@ -247,24 +307,59 @@ def objects(base, canary):
         if name.startswith(("call", "deep", "bomb", "memo", "geometry")):
             cases[f"constants-{name}"] = ("refused-or-loads", script(base | {"constants.pkl": data}))
     number = base["constants/0"]
-    constant = tensor(items(string("storage"), named("torch", "FloatStorage"), string("0"), string("cpu"), integer(len(number) // 4)) + b"Q", size=(2**40,))
+    constant = tensor(
+        items(string("storage"), named("torch", "FloatStorage"), string("0"), string("cpu"), integer(len(number) // 4))
+        + b"Q",
+        size=(2**40,),
+    )
     reference = mapped(string("a"), named("__torch__", "Net"))
     return cases | {
         "constants-outside": ("corrupt", pickled(items(constant), "constants.pkl")),
         "constants-missing": ("corrupt", script({name: data for name, data in base.items() if name != "constants/0"})),
         "constants-no-tuple": ("refused-or-loads", pickled(NONE, "constants.pkl")),
-        "constants-not-there": ("refused-or-loads", script({name: data for name, data in base.items() if name != "constants.pkl"})),
-        "constants-in-data": ("refused-or-loads", script({name.replace("constants/", "data/1"): data for name, data in base.items()})),
+        "constants-not-there": (
+            "refused-or-loads",
+            script({name: data for name, data in base.items() if name != "constants.pkl"}),
+        ),
+        "constants-in-data": (
+            "refused-or-loads",
+            script({name.replace("constants/", "data/1"): data for name, data in base.items()}),
+        ),
         "class-alone": ("unsupported", pickled(reference)),
-        "class-with-two-arguments": ("refused", pickled(named("__torch__", "E") + items(integer(1), integer(2)) + b"R")),
-        "class-of-a-call": ("refused-or-loads", pickled(named("__torch__", "E") + items(call("os", "system", string("id"))) + b"R")),
+        "class-with-two-arguments": (
+            "refused",
+            pickled(named("__torch__", "E") + items(integer(1), integer(2)) + b"R"),
+        ),
+        "class-of-a-call": (
+            "refused-or-loads",
+            pickled(named("__torch__", "E") + items(call("os", "system", string("id"))) + b"R"),
+        ),
         "state-no-dict": ("refused-or-loads", pickled(instance(state=integers(1, 2)))),
-        "state-odd-keys": ("refused-or-loads", pickled(instance(state=mapped(integer(1), NONE, NONE, NONE, string("(state)"), NONE)))),
-        "state-taken-names": ("refused-or-loads", pickled(instance(state=mapped(string("(constants)"), integer(1), string("_class"), integer(2))))),
-        "deep": ("unsupported", pickled(b"".join(named("__torch__", "N") + b")\x81" + EMPTY_DICT + string("a") for _ in range(2000)) + NONE + b"sb" * 2000)),
-        "list-of-call": ("refused", pickled(call("torch.jit._pickle", "build_intlist", call("os", "system", string("id"))))),
+        "state-odd-keys": (
+            "refused-or-loads",
+            pickled(instance(state=mapped(integer(1), NONE, NONE, NONE, string("(state)"), NONE))),
+        ),
+        "state-taken-names": (
+            "refused-or-loads",
+            pickled(instance(state=mapped(string("(constants)"), integer(1), string("_class"), integer(2)))),
+        ),
+        "deep": (
+            "unsupported",
+            pickled(
+                b"".join(named("__torch__", "N") + b")\x81" + EMPTY_DICT + string("a") for _ in range(2000))
+                + NONE
+                + b"sb" * 2000
+            ),
+        ),
+        "list-of-call": (
+            "refused",
+            pickled(call("torch.jit._pickle", "build_intlist", call("os", "system", string("id")))),
+        ),
         "list-of-no-list": ("refused", pickled(call("torch.jit._pickle", "build_tensorlist", NONE))),
-        "restore-type-tag": ("refused-or-loads", pickled(call("torch.jit._pickle", "restore_type_tag", EMPTY_LIST, string("List[\x1b[2J]")))),
+        "restore-type-tag": (
+            "refused-or-loads",
+            pickled(call("torch.jit._pickle", "restore_type_tag", EMPTY_LIST, string("List[\x1b[2J]"))),
+        ),
         "hooks-in-the-root": ("loads", pickled(HOOKS)),
         "model-json": ("refused", script({"model.json": b"{}", **base})),
     }
@@ -274,6 +369,12 @@ def script_mutations(base, random):
     cases = {}
     for number in range(40):
         name = random.choice(["data.pkl", "data.pkl", "constants.pkl", "constants.pkl", "version"])
-        cases[f"mutated-{number}-{name}"] = ("refused-or-loads", script(base | {name: mutated(random, base[name], len(base[name]))}))
+        cases[f"mutated-{number}-{name}"] = (
+            "refused-or-loads",
+            script(base | {name: mutated(random, base[name], len(base[name]))}),
+        )
     whole = script(base)
-    return cases | {f"cut-at-{size}": ("corrupt", whole[:size]) for size in sorted({random.randrange(30, len(whole)) for _ in range(10)})}
+    return cases | {
+        f"cut-at-{size}": ("corrupt", whole[:size])
+        for size in sorted({random.randrange(30, len(whole)) for _ in range(10)})
+    }

@@ -145,6 +145,11 @@ def load(path) -> str:
     return ""
 
 
+def inspect(path) -> str:
+    """Nothing in it is too strange to be told of."""
+    return f"{len(repr(perdure.inspect(path)))} letters"
+
+
 def stats(path) -> str:
     return f"{len(perdure.stats(path).tensors)} tensors"
 
@@ -182,8 +187,8 @@ def execute(path) -> str:
 
 
 WORK = {
-    "load": load, "verify": verify, "stats": stats, "diff": diff, "restore": restore, "torch": compare_with_torch,
-    "convert": convert, "execute": execute,
+    "load": load, "verify": verify, "inspect": inspect, "stats": stats, "diff": diff, "restore": restore,
+    "torch": compare_with_torch, "convert": convert, "execute": execute,
 }  # fmt: skip
 
 

@@ -110,23 +110,34 @@ def test_verify(files, sealed, loaded):
         answer, load = sealed.ask("verify", path), loaded[name]["outcome"]
         found.append(complaint(name, path, answer))
         if load == "corrupt":
-            right = answer["outcome"] == "loads" and answer["text"] == "damaged" or answer["outcome"] == "unsupported" or shows(name)
+            right = (
+                answer["outcome"] == "loads"
+                and answer["text"] == "damaged"
+                or answer["outcome"] == "unsupported"
+                or shows(name)
+            )
         elif load == "loads":  # of TorchScript, it reads the code too
-            right = "script-code" in name or answer["outcome"] == "loads" and (answer["text"] != "damaged" or "mutated" in name)
+            right = (
+                "script-code" in name
+                or answer["outcome"] == "loads"
+                and (answer["text"] != "damaged" or "mutated" in name)
+            )
         else:
             right = answer["outcome"] in (load, "loads", "unsupported")
         found.append("" if right else f"load: {load}; verify: {shown(name, answer)}")
     check(found)
 
 
-@pytest.mark.parametrize("what", ["stats", "diff"])
+@pytest.mark.parametrize("what", ["inspect", "stats", "diff"])
 def test_reading(files, sealed, loaded, what):
     """Both look at opaque values, too."""
     found = []
     for name, path in some(files, what, 4).items():
         answer, load = sealed.ask(what, path), loaded[name]["outcome"]
         found.append(complaint(name, path, answer))
-        right = answer["outcome"] in {"loads": ("loads", "unsupported"), "corrupt": ("corrupt", *shows(name))}.get(load, ("loads", *REFUSED))
+        right = answer["outcome"] in {"loads": ("loads", "unsupported"), "corrupt": ("corrupt", *shows(name))}.get(
+            load, ("loads", *REFUSED)
+        )
         found.append("" if right else f"load: {load}; {shown(name, answer)}")
     check(found)
 
@@ -162,7 +173,9 @@ def test_convert(files, worker, loaded):
 
 def is_of_torch(name, load) -> bool:
     """Refused for what this torch does not know or have, or for an attribute or remark that no other format has."""
-    return load in ("unsupported", "invalid") and any(word in name for word in ("layout", "device", "metadata", "machine", "mutated", "requires-grad", "nested"))
+    return load in ("unsupported", "invalid") and any(
+        word in name for word in ("layout", "device", "metadata", "machine", "mutated", "requires-grad", "nested")
+    )
 
 
 def shows(name) -> tuple[str, ...]:
@@ -201,7 +214,10 @@ def right_codes(command: str, load: str) -> tuple[int, ...]:
     if word in ("cat", "ls", "repair"):
         return (0, 1, 2)
     if word == "diff":  # which reads what both have
-        return {"loads": (0,) if command == "diff" else (0, 1, 2), "corrupt": (2,) if command == "diff" else (1, 2)}.get(load, (0, 1, 2))
+        return {
+            "loads": (0,) if command == "diff" else (0, 1, 2),
+            "corrupt": (2,) if command == "diff" else (1, 2),
+        }.get(load, (0, 1, 2))
     if word == "show":  # which reads no more than it shows
         return {"loads": (0, 2) if "--values" in command else (0,), "corrupt": (0, 1)}.get(load, (0, 1, 2))
     if load == "loads":
@@ -226,14 +242,19 @@ def test_command(files, loaded, good, memory_room, tmp_path, command):  # noqa: 
     for (name, path), line, answer, out in zip(chosen.items(), lines, answers, outs):
         if command == "cat":  # .npy is no text
             answer["out"] = ""
-        found += [command_complaint(line, answer, memory_room, size_of(path)), answer_complaint(command, name, answer, loaded[name]["outcome"], out)]
+        found += [
+            command_complaint(line, answer, memory_room, size_of(path)),
+            answer_complaint(command, name, answer, loaded[name]["outcome"], out),
+        ]
     check(found)
     check(written_complaints(command, lines, answers))
 
 
 def answer_complaint(command, name, answer, load, out) -> str:
     said = f"{command} {name} (load: {load}): exit code {answer['code']}: {answer['err'][:300]}"
-    right = right_codes(command, load) + ((0, 2) if load == "corrupt" and shows(name) else (0,) if is_of_torch(name, load) else ())
+    right = right_codes(command, load) + (
+        (0, 2) if load == "corrupt" and shows(name) else (0,) if is_of_torch(name, load) else ()
+    )
     if answer["code"] not in right:
         return said
     if hostile.SECRET in answer["out"] + answer["err"]:

@@ -16,7 +16,9 @@ PERDURE = os.environ.get("PERDURE_CLI", "perdure")
 
 shared = torch.arange(12.0)
 STATE = {
-    "model": collections.OrderedDict([("weight", shared.view(3, 4)), ("tied", shared), ("bf16", torch.ones(5).bfloat16())]),
+    "model": collections.OrderedDict(
+        [("weight", shared.view(3, 4)), ("tied", shared), ("bf16", torch.ones(5).bfloat16())]
+    ),
     "sparse": torch.eye(3).to_sparse(),
     "epoch": 3,
     "betas": (0.9, 0.999),
@@ -130,7 +132,9 @@ def test_no_tensor_is_read(tmp_path):
 
 def test_the_command_says_the_same(tmp_path):
     perdure.save(STATE, tmp_path / "x.pt")
-    told = json.loads(subprocess.run([PERDURE, "show", "--json", tmp_path / "x.pt"], capture_output=True, check=True).stdout)
+    told = json.loads(
+        subprocess.run([PERDURE, "show", "--json", tmp_path / "x.pt"], capture_output=True, check=True).stdout
+    )
     for entry in told["entries"]:
         if entry["kind"] == "tensor":
             ours = perdure.inspect(tmp_path / "x.pt").tensors[entry["key"]]
