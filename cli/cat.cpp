@@ -13,16 +13,14 @@ namespace {
 
 constexpr const char* kDescription =
     "Writes one tensor to standard output in numpy's .npy format, its checksums compared. Of a run "
-    "directory,\n"
-    "it is one of the newest checkpoint.";
+    "directory, it is one of the newest checkpoint.";
 constexpr const char* kFooter =
     "KEY is the tensor's name as `perdure show` gives it: keys joined with dots.\n"
     "--dtype is for dtypes that numpy lacks: float32 holds every value of bfloat16 and float8 "
-    "exactly, complex64\n"
-    "of complex32; uint8 (or uint16) gets the bits of any dtype of that size that numpy lacks.\n"
+    "exactly, complex64 of complex32; uint8 (or uint16) gets the bits of any dtype of that size "
+    "that numpy lacks.\n"
     "Exit code: 0 written; 1 the file is damaged (what was written is to be thrown away); 2 it "
-    "could "
-    "not be read.\n"
+    "could not be read.\n"
     "Example:\n"
     "  perdure cat model.pt model.fc.weight > weight.npy\n"
     "  perdure cat --dtype float32 runs/gpt model.fc.weight | python -c \\\n"

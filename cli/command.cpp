@@ -1,6 +1,7 @@
 #include "command.hpp"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <cerrno>
 #include <cmath>
@@ -8,6 +9,7 @@
 #include <cstring>
 #include <map>
 
+#include "terminal.hpp"
 #include "text.hpp"
 
 namespace perdure::cli {
@@ -30,6 +32,13 @@ Exit exit_for(const Error& error) noexcept {
   return error.code() == ErrorCode::corrupt ? Exit::damaged : Exit::could_not_run;
 }
 
+Exit no_answer(const Error& error, bool json) {
+  if (error.code() != ErrorCode::corrupt) throw error;
+  complain(error.what());
+  if (json) print(to_text({{"error", error_json(error)}}) + '\n');
+  return Exit::could_not_run;
+}
+
 void print(std::string_view text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size()) output_failed();
 }
@@ -39,7 +48,9 @@ void flush_output() {
 }
 
 void complain(std::string_view text) {
-  std::fputs(fmt::format("perdure: {}\n", escape(text)).c_str(), stderr);
+  const std::string_view who =
+      shows_color(STDERR_FILENO) ? "\x1b[1;31mperdure:\x1b[0m" : "perdure:";
+  std::fputs(fmt::format("{} {}\n", who, escape(text)).c_str(), stderr);
 }
 
 std::string to_text(const Json& json) {

@@ -15,6 +15,10 @@ enum class Exit : int { good = 0, damaged = 1, differs = 1, could_not_run = 2 };
 Exit worse(Exit a, Exit b) noexcept;  // damage that was found outweighs what could not be looked at
 Exit exit_for(const Error& error) noexcept;
 
+// For a command to which damage is no answer: reports the error and returns could_not_run where it
+// is of damage, and throws it on where not. `error` is the one that is being handled.
+Exit no_answer(const Error& error, bool json);
+
 // What the command line asks for; the subcommand that is there fills in `run`.
 struct Invocation {
   bool json = false;

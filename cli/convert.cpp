@@ -1,33 +1,27 @@
 // perdure convert IN OUT: another format, or a part of what is there.
 #include <fmt/format.h>
-#include <unistd.h>
 
-#include <atomic>
-#include <chrono>
-#include <csignal>
-#include <cstdio>
 #include <perdure/convert.hpp>
 
 #include "command.hpp"
+#include "progress.hpp"
+#include "run_directory.hpp"
+#include "terminal.hpp"
 #include "text.hpp"
 
 namespace perdure::cli {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
 constexpr const char* kDescription =
     "Writes what is in IN to OUT in another format, or a part of it. IN: a PyTorch file, "
-    "safetensors\n"
-    "(also an index, or a directory that has one), a directory of torch.distributed.checkpoint "
-    "(DCP),\n"
-    "a run directory (its newest). OUT's ending says the format: .pt, .pth, .bin, .ckpt PyTorch's "
-    "own;\n"
-    ".safetensors; none a DCP directory. Tensors stream through: files larger than memory are "
-    "fine.";
+    "safetensors (also an index, or a directory that has one), a directory of "
+    "torch.distributed.checkpoint (DCP), a run directory (its newest). OUT's ending says the "
+    "format: .pt, .pth, .bin, .ckpt PyTorch's own; .safetensors; none a DCP directory. Tensors "
+    "stream through: files larger than memory are fine.";
 constexpr const char* kFooter =
     "Names are keys joined by dots; * stands for any run of characters.\n"
-    "Examples:\n"
+    "Exit code: 0 written; 1 IN is damaged; 2 it could not be done. Nothing is left at OUT then.\n"
+    "Example:\n"
     "  perdure convert --only model --rename 'model.*=*' runs/gpt model.safetensors\n"
     "  perdure convert --dtype bfloat16 --strip-optimizer checkpoint.pt small.pt\n"
     "  perdure convert checkpoints/step-1000 whole.pt";
@@ -75,72 +69,15 @@ ConvertOptions options_of(const Request& request) {
   return options;
 }
 
-// What a signal handler may touch.
-std::atomic<bool> interrupted = false;
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-// Ctrl-C and a polite kill end the conversion between two blocks, so that nothing is left.
-class InterruptWatch {
- public:
-  InterruptWatch() {
-    struct sigaction action = {};
-    action.sa_handler = [](int) { interrupted = true; };
-    for (int i = 0; i < 2; ++i) ::sigaction(kSignals[i], &action, &before_[i]);
-  }
-  InterruptWatch(const InterruptWatch&) = delete;
-  InterruptWatch& operator=(const InterruptWatch&) = delete;
-  ~InterruptWatch() {
-    for (int i = 0; i < 2; ++i) ::sigaction(kSignals[i], &before_[i], nullptr);
-  }
-
- private:
-  static constexpr int kSignals[2] = {SIGINT, SIGTERM};
-  struct sigaction before_[2];
-};
-
-// One line on a terminal, for what takes longer than a second.
-class Progress {
- public:
-  ~Progress() {
-    if (shown_) std::fputs("\r\x1b[K", stderr);
-  }
-  bool tell(std::uint64_t done, std::uint64_t total) {
-    const Clock::time_point now = Clock::now();
-    if (is_terminal_ && now - begin_ > std::chrono::seconds(1) &&
-        now - last_ > std::chrono::milliseconds(100))
-      show(done, total, now);
-    return !interrupted;
-  }
-
- private:
-  void show(std::uint64_t done, std::uint64_t total, Clock::time_point now) {
-    last_ = now;
-    shown_ = true;
-    const double seconds = std::chrono::duration<double>(now - begin_).count();
-    const double rate = static_cast<double>(done) / seconds;
-    const double left = rate > 0 ? static_cast<double>(total - done) / rate : 0;
-    std::fputs(
-        fmt::format("\r{} of {}  {}/s  {} left\x1b[K", format_bytes(done), format_bytes(total),
-                    format_bytes(static_cast<std::uint64_t>(rate)), format_age(left))
-            .c_str(),
-        stderr);
-    std::fflush(stderr);
-  }
-
-  bool is_terminal_ = ::isatty(STDERR_FILENO) != 0;
-  bool shown_ = false;
-  Clock::time_point begin_ = Clock::now();
-  Clock::time_point last_ = begin_;
-};
-
 std::string report_text(const ConvertReport& report) {
-  std::string text = fmt::format("wrote  {}  ({}, {})\n", escape(report.path.string()),
+  const std::string wrote = styled("wrote", Style::green);
+  std::string text = fmt::format("{}  {}  ({}, {})\n", wrote, escape(report.path.string()),
                                  plural(report.tensors, "tensor"), format_bytes(report.bytes));
   if (!report.rest.empty())
-    text +=
-        fmt::format("wrote  {}  (what safetensors cannot hold)\n", escape(report.rest.string()));
+    text += fmt::format("{}  {}  (what safetensors cannot hold)\n", wrote,
+                        escape(report.rest.string()));
   for (const std::string& name : report.left_out)
-    text += fmt::format("left out  {}\n", escape(shorten(name, 200)));
+    text += fmt::format("{}  {}\n", styled("left out", Style::yellow), escape(shorten(name, 200)));
   return text;
 }
 
@@ -156,15 +93,14 @@ Json report_json(const ConvertReport& report) {
 
 Exit run_convert(const Request& request, bool json) {
   ConvertOptions options = options_of(request);
-  const InterruptWatch watch;
-  ConvertReport report;
-  {
-    Progress progress;
-    options.progress = [&](std::uint64_t done, std::uint64_t total) {
-      return progress.tell(done, total);
-    };
-    report = convert(request.in, request.out, options);
-  }
+  const auto in = newest_checkpoint(request.in);
+  Progress progress("convert " + in.string(), 0);
+  options.progress = [&](std::uint64_t done, std::uint64_t total) {
+    progress.tell(done, total);
+    return true;
+  };
+  const ConvertReport report = convert(in, request.out, options);
+  progress.finish();
   print(json ? to_text(report_json(report)) + '\n' : report_text(report));
   return Exit::good;
 }

@@ -15,26 +15,16 @@ namespace {
 
 constexpr const char* kDescription =
     "Tells what differs between two files: keys that were added (+), removed (-) or changed (~), "
-    "and "
-    "how far\n"
-    "tensors are apart. What is compared is what the files mean, whatever their format: keys by "
-    "name, "
-    "tensors\n"
-    "element by element. Of a run directory, the newest checkpoint is taken.";
+    "and how far tensors are apart. What is compared is what the files mean, whatever their "
+    "format: keys by name, tensors element by element. Of a run directory, the newest checkpoint "
+    "is taken.";
 constexpr const char* kFooter =
     "CHANGED is the share of elements with other bits, MAX ABS the largest |a - b|, MAX REL the "
-    "largest\n"
-    "|a - b| / max(|a|, |b|), ULP how many floats of the dtype lie between two at most, COSINE "
-    "that "
-    "of all\n"
-    "elements as two vectors. NaN with the same bits is no change.\n"
+    "largest |a - b| / max(|a|, |b|), ULP how many floats of the dtype lie between two at most, "
+    "COSINE that of all elements as two vectors. NaN with the same bits is no change.\n"
     "Tensors of the same dtype, shape and strides whose storages have the same size and CRC-32 "
-    "count "
-    "as equal\n"
-    "without being read; --full reads them, too. With --atol or --rtol, a tensor whose elements "
-    "all "
-    "have\n"
-    "|a - b| <= ATOL + RTOL * |b| counts as equal, as for torch.allclose.\n"
+    "count as equal without being read; --full reads them, too. With --atol or --rtol, a tensor "
+    "whose elements all have |a - b| <= ATOL + RTOL * |b| counts as equal, as for torch.allclose.\n"
     "Exit code, as of diff: 0 equal; 1 they differ; 2 one of them could not be read, or is "
     "damaged.\n"
     "Example:\n"
@@ -55,6 +45,17 @@ std::string_view sign_of(Difference::What what) {
       return "-";
     default:
       return "~";
+  }
+}
+
+Style style_of(Difference::What what) {
+  switch (what) {
+    case Difference::What::added:
+      return Style::green;
+    case Difference::What::removed:
+      return Style::red;
+    default:
+      return Style::yellow;
   }
 }
 
@@ -82,15 +83,18 @@ std::string share_text(const Distance& distance) {
 }
 
 void add_row(Table& table, const Difference& difference) {
-  std::vector<std::string> cells = {
-      std::string(sign_of(difference.what)), difference.name, shorten(difference.before, 60),
+  const Style style = style_of(difference.what);
+  std::vector<Table::Cell> cells = {
+      {std::string(sign_of(difference.what)), style},
+      {difference.name, style},
+      shorten(difference.before, 60),
       difference.before == difference.after ? "" : shorten(difference.after, 60)};
   if (const auto& distance = difference.distance) {
-    cells.push_back(share_text(*distance));
-    cells.push_back(fmt::format("{:.4g}", distance->max_absolute));
-    cells.push_back(fmt::format("{:.4g}", distance->max_relative));
-    cells.push_back(distance->max_ulp ? format_count(*distance->max_ulp) : "");
-    cells.push_back(distance->cosine ? fmt::format("{:.9g}", *distance->cosine) : "");
+    cells.emplace_back(share_text(*distance));
+    cells.emplace_back(fmt::format("{:.4g}", distance->max_absolute));
+    cells.emplace_back(fmt::format("{:.4g}", distance->max_relative));
+    cells.emplace_back(distance->max_ulp ? format_count(*distance->max_ulp) : "");
+    cells.emplace_back(distance->cosine ? fmt::format("{:.9g}", *distance->cosine) : "");
   }
   table.add(std::move(cells));
 }
@@ -103,12 +107,11 @@ std::string differences_text(const DiffReport& report) {
                {"AFTER", left, 60},
                {"CHANGED", right},
                {"MAX ABS", right},
-               {"MAX REL", right},
-               {"ULP", right},
+               {"MAX REL", right, 80, Style::plain, true},
+               {"ULP", right, 80, Style::plain, true},
                {"COSINE", right}});
   for (const Difference& difference : report.differences) add_row(table, difference);
-  if (table.empty()) return "";
-  return color_lines(table.text(), {{'+', Color::green}, {'-', Color::red}, {'~', Color::yellow}});
+  return table.empty() ? "" : table.text();
 }
 
 std::string summary_text(const DiffReport& report) {
@@ -189,10 +192,7 @@ Exit run_diff(Request& request, bool json) {
   try {
     return compare(request, json);
   } catch (const Error& error) {
-    if (error.code() != ErrorCode::corrupt) throw;
-    complain(error.what());
-    if (json) print(to_text({{"error", error_json(error)}}) + '\n');
-    return Exit::could_not_run;
+    return no_answer(error, json);
   }
 }
 

@@ -8,6 +8,7 @@
 
 #include "command.hpp"
 #include "table.hpp"
+#include "terminal.hpp"
 #include "text.hpp"
 
 namespace perdure::cli {
@@ -16,12 +17,12 @@ namespace {
 
 constexpr const char* kDescription =
     "Lists the checkpoints of a run directory, newest first: step, generation, age, size, metrics, "
-    "and\n"
-    "whether the structure of the file is whole (`perdure verify` reads the contents too). Below,\n"
-    "when the run was restarted, as its history.jsonl tells.";
+    "and whether the structure of the file is whole (`perdure verify` reads the contents too). "
+    "Below, when the run was restarted, as its history.jsonl tells.";
 constexpr const char* kFooter =
     "The newest checkpoint is the one with the highest generation; a restore takes the newest "
     "whole one.\n"
+    "Exit code: 0 all are whole; 1 one is damaged; 2 the directory could not be read.\n"
     "Example:\n"
     "  perdure ls runs/gpt\n"
     "  perdure ls --json runs/gpt";
@@ -48,15 +49,24 @@ std::string pin_text(const ListedCheckpoint& entry) {
   return entry.pin->empty() ? "yes" : *entry.pin;
 }
 
+std::string_view state_name(const ListedCheckpoint& entry) {
+  if (entry.problem.empty()) return "whole";
+  return entry.damaged ? "damaged" : "unreadable";
+}
+
+Table::Cell state_cell(const ListedCheckpoint& entry) {
+  return {std::string(state_name(entry)), entry.problem.empty() ? Style::green : Style::red};
+}
+
 void add_row(Table& table, const ListedCheckpoint& entry) {
   const Checkpoint& checkpoint = entry.checkpoint;
   const bool whole = entry.problem.empty();
   const double created = checkpoint.info.created;
   table.add({std::to_string(checkpoint.step()), std::to_string(checkpoint.generation()),
              created > 0 ? format_age(now() - created) : "", format_bytes(checkpoint.size),
-             metrics_text(checkpoint.info.metrics), whole ? checkpoint.info.reason : "",
-             pin_text(entry), checkpoint.path.filename().string(),
-             whole ? "whole" : entry.problem});
+             state_cell(entry), metrics_text(checkpoint.info.metrics),
+             whole ? checkpoint.info.reason : "", pin_text(entry),
+             checkpoint.path.filename().string()});
 }
 
 std::string list_text(const std::vector<ListedCheckpoint>& listed) {
@@ -65,13 +75,18 @@ std::string list_text(const std::vector<ListedCheckpoint>& listed) {
                {"GENERATION", right},
                {"AGE", right},
                {"SIZE", right},
+               {"STATE"},
                {"METRICS"},
-               {"REASON"},
-               {"PINNED"},
-               {"FILE"},
-               {"STATE", left, 400}});
+               {"REASON", left, 80, Style::dim, true},
+               {"PINNED", left, 80, Style::yellow},
+               {"FILE", left, 80, Style::dim, true}});
   for (const ListedCheckpoint& entry : listed) add_row(table, entry);
-  return table.text();
+  std::string out = table.text();
+  for (const ListedCheckpoint& entry : listed)
+    if (!entry.problem.empty())
+      out += styled(state_name(entry), Style::red) + ":\n" +
+             indented(escape(shorten(entry.problem, 400)), 4);
+  return out;
 }
 
 Json entry_json(const ListedCheckpoint& entry) {

@@ -6,20 +6,19 @@
 #include <perdure/perdure.hpp>
 
 #include "command.hpp"
+#include "help.hpp"
 #include "progress.hpp"
 
 namespace perdure::cli {
 namespace {
 
 constexpr const char* kDescription =
-    "Looks into PyTorch checkpoints, checks, compares, converts, repairs and prunes them, without\n"
+    "Looks into PyTorch checkpoints, checks, compares, converts, repairs and prunes them, without "
     "Python, and without executing anything that is in a file.";
 constexpr const char* kFooter =
     "Exit code: 0 good, 1 damage found, 2 could not run (or nothing there that can be checked).\n"
     "Example:\n"
     "  perdure ls runs/gpt && perdure verify runs/gpt";
-
-constexpr int kInterrupted = 130;  // 128 + SIGINT, as a shell says it
 
 int exit_code(Exit exit) { return static_cast<int>(exit); }
 
@@ -38,8 +37,8 @@ int run(const Invocation& invocation) {
     const Exit exit = invocation.run();
     flush_output();
     return exit_code(exit);
-  } catch (const Interrupted&) {
-    return kInterrupted;
+  } catch (const Interrupted& interrupted) {
+    return 128 + interrupted.signal;
   } catch (const Error& error) {
     return report(error, invocation.json);
   } catch (const std::bad_alloc&) {
@@ -53,6 +52,7 @@ int parse_and_run(int argc, char** argv) {
   CLI::App app(kDescription, "perdure");
   Invocation invocation;
   app.set_version_flag("--version", std::string("perdure ") + PERDURE_VERSION);
+  app.formatter(help_formatter());
   app.require_subcommand(1);
   app.footer(kFooter);
   add_cat(app, invocation);

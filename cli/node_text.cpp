@@ -153,10 +153,10 @@ bool is_shown(const TreeNode& node) {
 std::string tree_text(const CheckpointFile& file, const std::string& key, const Summary& summary) {
   using enum Table::Align;
   Table table({{"KEY", left, 120},
-               {"TYPE"},
+               {"TYPE", left, 80, Style::dim},
                {"SHAPE OR VALUE", left, 80},
                {"BYTES", right},
-               {"NOTES", left, 300}});
+               {"NOTES", left, 300, Style::dim}});
   walk_tree(file.value(), key, [&](const TreeNode& node) {
     if (!is_shown(node)) return;
     const bool selected_by_key = !key.empty() && node.depth == 0;
@@ -183,7 +183,7 @@ std::string key_totals_text(const Summary& summary) {
   constexpr std::size_t kMost = 100;
   if (summary.keys.size() < 2 || summary.keys.size() > kMost) return "";
   Table table(
-      {{"TOP-LEVEL KEY", left, 60}, {"TENSORS", right}, {"ELEMENTS", right}, {"BYTES", right}});
+      {{"TOP-LEVEL KEY", left, 120}, {"TENSORS", right}, {"ELEMENTS", right}, {"BYTES", right}});
   for (const auto& [key, total] : summary.keys)
     table.add({key, format_count(total.tensors), format_count(total.elements),
                format_bytes(total.bytes)});
@@ -227,8 +227,9 @@ std::string excess_text(const CheckpointFile& file, const Summary& summary) {
       "of pickle and other records");
   add(file.size() > records ? file.size() - records : 0, "of padding and zip headers");
   if (out.empty()) return "";
-  return fmt::format("\nthe file is larger than its tensors ({}): {}\n", format_bytes(tensors),
-                     out);
+  return fmt::format("\n{} ({}): {}\n",
+                     styled("the file is larger than its tensors", Style::yellow),
+                     format_bytes(tensors), out);
 }
 
 std::string writer_text(const CheckpointInfo& info) {
@@ -259,7 +260,7 @@ std::vector<std::string> info_lines(const CheckpointInfo& info) {
 }
 
 std::string head_text(const CheckpointFile& file, const Summary& summary) {
-  std::string out = escape(file.name()) + '\n' + size_text(file, summary);
+  std::string out = styled(escape(file.name()), Style::bold) + '\n' + size_text(file, summary);
   if (file.info())
     for (const std::string& line : info_lines(*file.info()))
       out += "  " + escape(shorten(line, 400)) + '\n';
@@ -273,7 +274,7 @@ std::string refusal_text(const Summary& summary) {
   std::string names;
   for (const std::string& name : summary.opaque)
     names += (names.empty() ? "" : ", ") + shorten(name, 100);
-  return fmt::format("\nload refuses this file: {} no plain data: {}{}\n",
+  return fmt::format("\n{}: {} no plain data: {}{}\n", styled("load refuses this file", Style::red),
                      summary.opaque_count == 1
                          ? "one thing in it is"
                          : format_count(summary.opaque_count) + " things in it are",

@@ -1,14 +1,15 @@
 #include "progress.hpp"
 
 #include <fmt/format.h>
-#include <sys/ioctl.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <csignal>
 #include <cstdio>
 #include <utility>
 
+#include "terminal.hpp"
 #include "text.hpp"
 
 namespace perdure::cli {
@@ -17,28 +18,27 @@ namespace {
 constexpr auto kFirstDraw = std::chrono::seconds(1);
 constexpr auto kBetweenDraws = std::chrono::milliseconds(200);
 
-volatile std::sig_atomic_t interrupted = 0;
-struct sigaction action_before;
+constexpr std::array kSignals = {SIGINT, SIGTERM};
+
+volatile std::sig_atomic_t interrupted = 0;  // by which signal
+std::array<struct sigaction, kSignals.size()> actions_before;
 
 void on_interrupt(int signal) {
-  interrupted = 1;
+  interrupted = signal;
   std::signal(signal, SIG_DFL);  // the next one is not asked
 }
 
-// A parent that ignores it, as nohup and scripts in the background do, meant what it said.
-void watch_interrupts() {
+// A parent that ignores one, as nohup and scripts in the background do, meant what it said.
+void watch_signals() {
   interrupted = 0;
-  ::sigaction(SIGINT, nullptr, &action_before);
-  if (action_before.sa_handler == SIG_IGN) return;
-  struct sigaction action = {};
-  action.sa_handler = on_interrupt;
-  action.sa_flags = SA_RESTART;
-  ::sigaction(SIGINT, &action, nullptr);
-}
-
-std::size_t terminal_columns() {
-  winsize size{};
-  return ::ioctl(STDERR_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0 ? size.ws_col : 80;
+  for (std::size_t i = 0; i < kSignals.size(); ++i) {
+    ::sigaction(kSignals[i], nullptr, &actions_before[i]);
+    if (actions_before[i].sa_handler == SIG_IGN) continue;
+    struct sigaction action = {};
+    action.sa_handler = on_interrupt;
+    action.sa_flags = SA_RESTART;
+    ::sigaction(kSignals[i], &action, nullptr);
+  }
 }
 
 std::string time_text(double seconds) {
@@ -52,14 +52,15 @@ std::string time_text(double seconds) {
 
 Progress::Progress(std::string what, std::uint64_t total)
     : what_(std::move(what)),
-      total_(total),
       shown_(::isatty(STDERR_FILENO) == 1),
+      total_(total),
       next_draw_(start_ + kFirstDraw) {
-  watch_interrupts();
+  watch_signals();
 }
 
 Progress::~Progress() {
-  ::sigaction(SIGINT, &action_before, nullptr);
+  for (std::size_t i = 0; i < kSignals.size(); ++i)
+    ::sigaction(kSignals[i], &actions_before[i], nullptr);
   finish();
 }
 
@@ -69,8 +70,18 @@ void Progress::finish() {
 }
 
 void Progress::add(std::uint64_t bytes) {
-  if (interrupted != 0) throw Interrupted();
   done_.fetch_add(bytes, std::memory_order_relaxed);
+  show();
+}
+
+void Progress::tell(std::uint64_t done, std::uint64_t total) {
+  done_.store(done, std::memory_order_relaxed);
+  total_.store(total, std::memory_order_relaxed);
+  show();
+}
+
+void Progress::show() {
+  if (interrupted != 0) throw Interrupted{interrupted};
   if (!shown_) return;
   const Clock::time_point now = Clock::now();
   const std::unique_lock lock(mutex_, std::try_to_lock);  // who draws already, draws for all
@@ -82,24 +93,25 @@ void Progress::draw(Clock::time_point now) {
   drawn_ = true;
   const double seconds = std::chrono::duration<double>(now - start_).count();
   const std::string figures = line(seconds, done_.load(std::memory_order_relaxed));
-  const std::size_t room = terminal_columns() - 1;
+  const std::size_t room = terminal_columns(STDERR_FILENO) - 1;
   const std::string what =
       room > figures.size() ? shorten(escape(what_), room - figures.size()) : "";
   std::fputs(fmt::format("\r{}{}\x1b[K", what, shorten(figures, room)).c_str(), stderr);
 }
 
 std::string Progress::line(double seconds, std::uint64_t done) const {
+  const std::uint64_t total = total_.load(std::memory_order_relaxed);
   const double rate = static_cast<double>(done) / seconds;
   std::string out = ": ";
-  if (total_ > 0)
+  if (total > 0)
     out +=
         fmt::format("{:.0f} %, {} of ",
-                    std::min(100.0, 100 * static_cast<double>(done) / static_cast<double>(total_)),
+                    std::min(100.0, 100 * static_cast<double>(done) / static_cast<double>(total)),
                     format_bytes(done));
-  out += fmt::format("{}, {}/s", format_bytes(total_ > 0 ? total_ : done),
+  out += fmt::format("{}, {}/s", format_bytes(total > 0 ? total : done),
                      format_bytes(static_cast<std::uint64_t>(rate)));
-  if (total_ > done && rate > 0)
-    out += fmt::format(", {} left", time_text(static_cast<double>(total_ - done) / rate));
+  if (total > done && rate > 0)
+    out += fmt::format(", {} left", time_text(static_cast<double>(total - done) / rate));
   return out;
 }
 

@@ -14,11 +14,12 @@ namespace fs = std::filesystem;
 namespace {
 
 constexpr const char* kDescription =
-    "Removes the checkpoints of a run directory that no rule wants to keep; with --dry-run, shows\n"
-    "which, and why the others stay. The newest and the pinned ones (beside which there is a file\n"
-    "\"<name>.pin\") always stay. A training that has the directory open prunes by its own rules:\n"
+    "Removes the checkpoints of a run directory that no rule wants to keep; with --dry-run, shows "
+    "which, and why the others stay. The newest and the pinned ones (beside which there is a file "
+    "\"<name>.pin\") always stay. A training that has the directory open prunes by its own rules: "
     "then only --dry-run works.";
 constexpr const char* kFooter =
+    "Exit code: 0 done; 2 it could not be done.\n"
     "Example:\n"
     "  perdure prune --keep-last 3 --keep-best val_loss:min:2 --dry-run runs/gpt\n"
     "  perdure prune --keep-last 1 --keep-every-steps 10000 runs/gpt";
@@ -76,13 +77,14 @@ std::string plan_text(const std::vector<PlannedCheckpoint>& plan, bool dry_run) 
                {"SIZE", right},
                {dry_run ? "WOULD BE" : "IS"},
                {"WHY", left, 200},
-               {"FILE"}});
+               {"FILE", left, 80, Style::dim, true}});
   std::uint64_t removed = 0;
   std::uint64_t freed = 0;
   for (const PlannedCheckpoint& item : plan) {
     const Checkpoint& checkpoint = item.checkpoint;
     table.add({std::to_string(checkpoint.step()), std::to_string(checkpoint.generation()),
-               format_bytes(checkpoint.size), item.kept() ? "kept" : "removed",
+               format_bytes(checkpoint.size),
+               item.kept() ? Table::Cell("kept", Style::green) : Table::Cell("removed", Style::red),
                joined(item.reasons), checkpoint.path.filename().string()});
     if (item.kept()) continue;
     ++removed;

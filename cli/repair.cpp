@@ -5,6 +5,7 @@
 #include <perdure/repair.hpp>
 
 #include "command.hpp"
+#include "terminal.hpp"
 #include "text.hpp"
 
 namespace perdure::cli {
@@ -12,14 +13,12 @@ namespace {
 
 constexpr const char* kDescription =
     "Saves every tensor whose checksum is right from a truncated or damaged FILE at OUT, and lists "
-    "what\n"
-    "is lost. FILE is only read. What is lost is left out of its dict; in a list or tuple, None "
-    "stands in\n"
-    "its place.";
+    "what is lost. FILE is only read. What is lost is left out of its dict; in a list or tuple, "
+    "None stands in its place.";
 constexpr const char* kFooter =
     "Exit code: 0 nothing is lost; 1 something is lost, the rest is saved; 2 nothing could be "
     "saved.\n"
-    "Examples:\n"
+    "Example:\n"
     "  perdure repair cut.pt whole.pt\n"
     "  perdure repair --like runs/gpt/step-0000000090-g00000009.pt cut.pt whole.pt";
 
@@ -34,16 +33,18 @@ std::string lost_text(const Lost& lost) {
   std::string what = escape(shorten(lost.path, 200));
   if (!lost.dtype.empty())
     what += fmt::format("  {} [{}]", lost.dtype, fmt::join(lost.shape, ", "));
-  return fmt::format("    {}: {}\n", what, escape(lost.why));
+  return indented(fmt::format("{}: {}", what, escape(lost.why)), 4);
 }
 
 std::string report_text(const RepairReport& report, const std::string& out) {
   std::string text =
-      fmt::format("saved  {}  ({}, {})\n", escape(out), plural(report.saved.tensors, "tensor"),
-                  format_bytes(report.saved.bytes));
-  for (const std::string& note : report.notes) text += "note   " + escape(note) + '\n';
-  text +=
-      report.lost.empty() ? "nothing is lost\n" : fmt::format("lost   {}:\n", report.lost.size());
+      fmt::format("{}  {}  ({}, {})\n", styled("saved", Style::green), escape(out),
+                  plural(report.saved.tensors, "tensor"), format_bytes(report.saved.bytes));
+  for (const std::string& note : report.notes)
+    text += styled("note", Style::yellow) + "   " + escape(note) + '\n';
+  text += report.lost.empty()
+              ? "nothing is lost\n"
+              : fmt::format("{}   {}:\n", styled("lost", Style::red), report.lost.size());
   for (const Lost& lost : report.lost) text += lost_text(lost);
   return text;
 }
@@ -69,10 +70,7 @@ Exit run_repair(const Request& request, bool json) {
                : report_text(report, request.out));
     return report.lost.empty() ? Exit::good : Exit::damaged;
   } catch (const Error& error) {
-    if (error.code() != ErrorCode::corrupt) throw;
-    complain(error.what());
-    if (json) print(to_text({{"error", error_json(error)}}) + '\n');
-    return Exit::could_not_run;
+    return no_answer(error, json);
   }
 }
 

@@ -16,14 +16,13 @@ namespace {
 
 constexpr const char* kDescription =
     "Shows what a file of perdure or torch.save holds: every key with its type, every tensor with "
-    "dtype,\n"
-    "shape and bytes, and what shares memory. Nothing in the file is executed: things that are no "
-    "plain data\n"
-    "are shown as \"opaque\", by name. Of a run directory, the newest checkpoint is shown.";
+    "dtype, shape and bytes, and what shares memory. Nothing in the file is executed: things that "
+    "are no plain data are shown as \"opaque\", by name. Of a run directory, the newest checkpoint "
+    "is shown.";
 constexpr const char* kFooter =
     "KEY is a path of keys joined with dots; it selects what it names and all below. * stands for "
-    "any\n"
-    "characters (dots too), ? for one.\n"
+    "any characters (dots too), ? for one.\n"
+    "Exit code: 0 shown; 1 the file is damaged; 2 it could not be read, or no key matches.\n"
     "Example:\n"
     "  perdure show runs/gpt\n"
     "  perdure show model.pt 'model.*.weight'\n"

@@ -18,19 +18,15 @@ namespace {
 
 constexpr const char* kDescription =
     "Counts NaN, infinities and zeros, and tells smallest, largest, mean, root mean square (RMS) "
-    "and "
-    "L2 norm\n"
-    "of every tensor, of groups of them, and of an optimizer's momentum beside the weights that it "
-    "belongs to.\n"
-    "The file is read once, with its checksums compared. Of a run directory, the newest checkpoint "
-    "is read.";
+    "and L2 norm of every tensor, of groups of them, and of an optimizer's momentum beside the "
+    "weights that it belongs to. The file is read once, with its checksums compared. Of a run "
+    "directory, the newest checkpoint is read.";
 constexpr const char* kFooter =
     "PATTERN is a name (keys joined with dots); it selects what it names and all below. * stands "
-    "for any\n"
-    "characters (dots too), ? for one.\n"
+    "for any characters (dots too), ? for one.\n"
     "MIN to NORM are of the finite numbers: NaN and infinities are counted, and do not drown the "
-    "rest. Of complex\n"
-    "numbers, MIN, MAX, RMS and NORM are of the magnitudes. Tied weights count once in a group.\n"
+    "rest. Of complex numbers, MIN, MAX, RMS and NORM are of the magnitudes. Tied weights count "
+    "once in a group.\n"
     "Exit code: 0 read; 1 the file is damaged; 2 it could not be read.\n"
     "Example:\n"
     "  perdure stats runs/gpt\n"
@@ -51,6 +47,12 @@ std::uint64_t unsigned_of(const BigInt& x) {
   return out;
 }
 
+// Where there is little room, three say what one wants to see at a glance.
+int digits() {
+  constexpr std::size_t kNarrow = 100;
+  return output_columns().value_or(kNarrow) < kNarrow ? 3 : 5;
+}
+
 std::string short_number(const Value& value) {
   switch (value.kind()) {
     case Kind::none:
@@ -61,7 +63,7 @@ std::string short_number(const Value& value) {
     case Kind::complex:
       return fmt::format("{:.4g}{:+.4g}j", value.as_complex().real(), value.as_complex().imag());
     default:
-      return fmt::format("{:.5g}", value.as_double());
+      return fmt::format("{:.{}g}", value.as_double(), digits());
   }
 }
 
@@ -69,10 +71,16 @@ std::string count_text(std::uint64_t count) { return count == 0 ? "" : format_co
 
 bool has_bad(const Figures& figures) { return figures.nan + figures.pos_inf + figures.neg_inf > 0; }
 
-std::vector<std::string> figure_cells(const Figures& figures) {
-  return {format_count(figures.elements), count_text(figures.nan),    count_text(figures.pos_inf),
-          count_text(figures.neg_inf),    count_text(figures.zeros),  short_number(figures.min),
-          short_number(figures.max),      short_number(figures.mean), short_number(figures.rms),
+std::vector<Table::Cell> figure_cells(const Figures& figures) {
+  return {format_count(figures.elements),
+          {count_text(figures.nan), Style::red},
+          {count_text(figures.pos_inf), Style::red},
+          {count_text(figures.neg_inf), Style::red},
+          {count_text(figures.zeros), Style::dim},
+          short_number(figures.min),
+          short_number(figures.max),
+          short_number(figures.mean),
+          short_number(figures.rms),
           short_number(figures.norm)};
 }
 
@@ -83,10 +91,10 @@ std::vector<Table::Column> columns(std::vector<Table::Column> first) {
   return first;
 }
 
-void add_row(Table& table, std::vector<std::string> cells, const Figures& figures,
+void add_row(Table& table, std::vector<Table::Cell> cells, const Figures& figures,
              std::string note = "") {
-  for (std::string& cell : figure_cells(figures)) cells.push_back(std::move(cell));
-  cells.push_back(std::move(note));
+  for (Table::Cell& cell : figure_cells(figures)) cells.push_back(std::move(cell));
+  cells.emplace_back(std::move(note));
   table.add(std::move(cells));
 }
 
@@ -96,8 +104,10 @@ std::string note_of(const TensorStats& stats) {
 }
 
 std::string tensors_text(const StatsReport& report, bool only_nan) {
-  std::vector<Table::Column> all =
-      columns({{"TENSOR", Table::Align::left, 120}, {"DTYPE"}, {"SHAPE"}});
+  std::vector<Table::Column> all = columns({{"TENSOR", Table::Align::left, 120},
+                                            {"DTYPE", Table::Align::left, 80, Style::dim, true},
+                                            {"SHAPE"}});
+  all[3].spare = true;  // the shape says it
   all.push_back({"NOTES", Table::Align::left, 200});
   Table table(std::move(all));
   for (const TensorStats& stats : report.tensors)

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdint>
@@ -67,6 +68,22 @@ bool is_unsafe(char32_t value) noexcept {
   return false;
 }
 
+// East Asian characters and emoji, which take two columns.
+constexpr std::array<Range, 9> kWide = {{{0x1100, 0x115F},
+                                         {0x2E80, 0xA4CF},
+                                         {0xAC00, 0xD7A3},
+                                         {0xF900, 0xFAFF},
+                                         {0xFE30, 0xFE6F},
+                                         {0xFF00, 0xFF60},
+                                         {0x1F300, 0x1F64F},
+                                         {0x1F900, 0x1F9FF},
+                                         {0x20000, 0x3FFFD}}};
+
+bool is_wide(char32_t value) noexcept {
+  return std::ranges::any_of(
+      kWide, [&](const Range& range) { return value >= range.first && value <= range.last; });
+}
+
 std::string escape_code_point(char32_t value) {
   const auto number = static_cast<std::uint32_t>(value);
   if (value == U'\n') return "\\n";
@@ -107,8 +124,29 @@ std::string shorten(std::string_view text, std::size_t limit) {
 
 std::size_t display_width(std::string_view text) noexcept {
   std::size_t width = 0;
-  for (const char c : text) width += is_continuation(c) ? 0 : 1;
+  while (!text.empty()) {
+    const CodePoint point = decode(text);
+    width += is_wide(point.value) ? 2 : 1;
+    text.remove_prefix(std::max<std::size_t>(point.length, 1));
+  }
   return width;
+}
+
+std::string fill_line(std::string_view line, std::size_t indent, std::size_t columns) {
+  std::string out;
+  std::size_t used = 0;
+  while (!line.empty()) {
+    const std::string_view word = line.substr(0, line.find(' '));
+    if (used > 0 && indent + used + 1 + display_width(word) > columns) {
+      out += '\n' + std::string(indent, ' ');
+      used = 0;
+    }
+    out += used > 0 ? " " : "";
+    out += word;
+    used += (used > 0 ? 1 : 0) + display_width(word);
+    line.remove_prefix(std::min(line.size(), word.size() + 1));
+  }
+  return out;
 }
 
 std::string format_bytes(std::uint64_t bytes) {

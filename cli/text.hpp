@@ -14,8 +14,11 @@ std::string escape(std::string_view text);
 // At most `limit` bytes; where something is cut, "..." stands in the middle. Never splits a code
 // point.
 std::string shorten(std::string_view text, std::size_t limit);
-// Columns that `text` (escaped) takes in a terminal, counting each code point as one.
+// Columns that `text` (escaped) takes in a terminal.
 std::size_t display_width(std::string_view text) noexcept;
+// One line as several that end at `columns`, broken between words; all but the first begin with
+// `indent` spaces, and the first will be printed behind so many.
+std::string fill_line(std::string_view line, std::size_t indent, std::size_t columns);
 
 std::string format_bytes(std::uint64_t bytes);  // "812 B", "1.49 GB" (decimal units)
 std::string format_count(std::uint64_t count);  // "124,439,808"

@@ -11,6 +11,7 @@
 #include "command.hpp"
 #include "progress.hpp"
 #include "run_directory.hpp"
+#include "terminal.hpp"
 #include "text.hpp"
 
 namespace perdure::cli {
@@ -19,12 +20,10 @@ namespace {
 
 constexpr const char* kDescription =
     "Reads files from the first byte to the last, compares every checksum, and names every damaged "
-    "tensor\n"
-    "and place. A PATH may be a run directory: all of its checkpoints then.";
+    "tensor and place. A PATH may be a run directory: all of its checkpoints then.";
 constexpr const char* kFooter =
     "Exit code: 0 every file is good; 1 damage was found; 2 something could not be verified: it is "
-    "not\n"
-    "there, cannot be read, or carries no checksums (\"unchecked\": torch.save with "
+    "not there, cannot be read, or carries no checksums (\"unchecked\": torch.save with "
     "compute_crc32=False).\n"
     "Example:\n"
     "  perdure verify runs/gpt model.pt";
@@ -66,24 +65,32 @@ Exit exit_of(const Outcome& outcome) {
   return state == "damaged" ? Exit::damaged : Exit::could_not_run;
 }
 
+Style style_of(std::string_view state) {
+  if (state == "good") return Style::green;
+  return state == "unchecked" ? Style::yellow : Style::red;
+}
+
 std::string finding_text(const Finding& finding) {
   std::string place;
   if (!finding.tensor.empty()) place += shorten(finding.tensor, 200) + ": ";
   if (!finding.record.empty()) place += "record " + shorten(finding.record, 200) + ", ";
-  return fmt::format("    {}offset {}: {}\n", escape(place), finding.offset, escape(finding.what));
+  return indented(
+      fmt::format("{}offset {}: {}", escape(place), finding.offset, escape(finding.what)), 4);
 }
 
 std::string outcome_text(const Outcome& outcome) {
   const VerifyReport& report = outcome.report;
   const std::string state = state_name(outcome);
-  std::string out = fmt::format("{:<9}  {}", state, escape(report.path));
-  if (outcome.error) return out + "\n    " + escape(outcome.error->what()) + '\n';
+  std::string out =
+      styled(state, style_of(state)) + std::string(11 - state.size(), ' ') + escape(report.path);
+  if (outcome.error) return out + '\n' + indented(escape(outcome.error->what()), 4);
   out += fmt::format("  ({}, {} read)\n", plural(report.tensors, "tensor"),
                      format_bytes(report.bytes));
   if (state == "unchecked")
-    out +=
-        "    the structure is sound, but the file carries no checksums: its contents cannot be "
-        "verified\n";
+    out += indented(
+        "the structure is sound, but the file carries no checksums: its contents cannot be "
+        "verified",
+        4);
   for (const Finding& finding : report.findings) out += finding_text(finding);
   return out;
 }

@@ -1,11 +1,17 @@
 """What the command does on a terminal: colour, progress, Ctrl-C. And how much memory it takes, wherever it writes."""
 
+import fcntl
+import html
 import os
+import pathlib
 import pty
 import re
+import runpy
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -14,14 +20,16 @@ import torch
 import perdure
 
 PERDURE = os.environ.get("PERDURE_CLI", "perdure")
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 MIB = 1 << 20
 
 
 class Terminal:
     """A program whose standard output or error (or both) is a terminal."""
 
-    def __init__(self, *arguments, out=True, err=True, **environment):
+    def __init__(self, *arguments, out=True, err=True, columns=100, **environment):
         self._main, worker = pty.openpty()
+        fcntl.ioctl(worker, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
         pipe = subprocess.PIPE
         env = {k: v for k, v in os.environ.items() if k != "NO_COLOR"} | {"TERM": "xterm"} | environment
         self.process = subprocess.Popen(
@@ -54,12 +62,68 @@ def two(tmp_path):
 
 def test_colour_on_a_terminal_only(two):
     text = Terminal("diff", *two).read()
-    assert re.search(r"\x1b\[33m~  a .*\x1b\[0m\r\n", text) and "\x1b[31m-  b" in text and "\x1b[32m+  c" in text
+    for colour, sign, key in ((33, "~", "a"), (31, "-", "b"), (32, "+", "c")):
+        assert f"\x1b[{colour}m{sign}\x1b[0m  \x1b[{colour}m{key}\x1b[0m" in text
     plain = subprocess.run([PERDURE, "diff", *two], capture_output=True, text=True).stdout
     assert "\x1b" not in plain and re.sub(r"\x1b\[\d+m", "", text).replace("\r\n", "\n") == plain
     for environment in ({"NO_COLOR": "1"}, {"TERM": "dumb"}):
         assert "\x1b" not in Terminal("diff", *two, **environment).read()
     assert "\x1b[31m" in Terminal("diff", *two, NO_COLOR="").read()  # https://no-color.org: not where it is empty
+
+
+def plain(text):
+    return re.sub(r"\x1b\[[\d;]+m", "", text).replace("\r\n", "\n")
+
+
+def test_each_says_good_and_bad_in_colour(tmp_path):
+    run = tmp_path / "run"
+    with perdure.CheckpointManager(run) as checkpoints:
+        state = perdure.TrainingState(x=1)
+        for state.step in (1, 2, 3):
+            checkpoints.save(state)
+    newest = max(run.glob("*.pt"))
+    newest.write_bytes(newest.read_bytes()[:-30])
+    perdure.save({"x": torch.tensor([1, float("nan")])}, tmp_path / "nan.pt")
+    for arguments, pieces in (
+        (["ls", run], ["1mSTEP", "31mdamaged", "32mwhole"]),
+        (["verify", run], ["31mdamaged", "32mgood"]),
+        (["stats", tmp_path / "nan.pt"], ["1mTENSOR", "31m1"]),
+        (["show", tmp_path / "nan.pt", "x"], ["1mKEY", "2mfloat32"]),
+        (["prune", "--keep-last", 1, "--dry-run", run], ["32mkept", "31mremoved"]),
+        (["convert", tmp_path / "nan.pt", tmp_path / "n.safetensors"], ["32mwrote"]),
+        (["repair", tmp_path / "nan.pt", tmp_path / "r.pt"], ["32msaved"]),
+        (["show", tmp_path / "none.pt"], ["1;31mperdure:"]),
+    ):
+        text = Terminal(*arguments).read()
+        assert all(f"\x1b[{piece}\x1b[0m" in text for piece in pieces), text
+        dull = Terminal(*arguments, *(["--force"] if arguments[0] in ("convert", "repair") else []), NO_COLOR="1").read()
+        assert "\x1b" not in dull and (arguments[0] == "prune" or plain(text) == plain(dull))
+
+
+def test_what_is_too_wide_for_a_terminal_loses_nothing(tmp_path):
+    key = ".".join(f"a_long_name_{i}" for i in range(4))
+    perdure.save({key: torch.zeros(2, 3), "short": torch.ones(3)}, tmp_path / "x.pt")
+    text = plain(Terminal("show", tmp_path / "x.pt", key, columns=60).read())
+    assert f"\n{key}\n" in text and re.search(r"\n +float32  \[2, 3\] +24 B\n", text)
+    for columns in (80, 100, 140):
+        for line in plain(Terminal("stats", tmp_path / "x.pt", columns=columns).read()).splitlines():
+            assert len(line) <= columns
+    assert plain(Terminal("stats", tmp_path / "x.pt", columns=200).read()) == subprocess.run(
+        [PERDURE, "stats", tmp_path / "x.pt"], capture_output=True, text=True).stdout  # fmt: skip
+
+
+def test_the_picture_in_the_readme_is_what_is_printed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make = runpy.run_path(str(ROOT / "docs" / "pictures" / "make.py"))
+    make["make_files"]()
+    drawn = make["svg"](make["session"]())
+
+    def words(svg):  # without places and sizes: the records of versions and times differ in length
+        return re.sub(r"[\d.]+ kB|offset \d+", "N", html.unescape("\n".join(re.findall(r"<tspan[^>]*>(.*?)</tspan>", svg))))
+
+    assert words(make["PICTURE"].read_text()) == words(drawn)
+    assert words(drawn) != words(drawn.replace("whole", "hole"))
+    assert "docs/pictures/command-line.svg" in (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +152,7 @@ def test_progress_after_a_second_and_gone_at_the_end(slow, command):
         assert terminal.process.returncode == 0 and b"\x1b" not in terminal.out
         if text:
             break
-    line = rf"\r{command[0]}[^\r]*: \d+ %, [\d.]+ [kMG]?B of [\d.]+ [MG]B, [\d.]+ [kMG]?B/s(, \d+ s left)?\x1b\[K"
+    line = rf"\r{command[0]}[^\r]*: \d+ %, [\d.]+ [kMG]?B of [\d.]+ [MG]B, [\d.]+ [kMG]?B/s(, \d+(:\d\d min| s) left)?\x1b\[K"
     assert re.match(line, text), repr(text)
     assert text.endswith("\r\x1b[K")  # nothing is left of it
 
