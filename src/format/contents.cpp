@@ -59,11 +59,12 @@ std::string read_head(const Source& source) {
 // Null for what is not known.
 const Beginning* beginning_of(const Source& source) {
   const std::string head = read_head(source);
+  // What begins with a length may begin as anything; a pickle or an array has no { at that place.
+  if (is_safetensors(head) && !head.starts_with(kBeginnings[0].bytes)) return &kSafetensors;
   for (const Beginning& known : kBeginnings)
     if (head.starts_with(known.bytes)) return &known;
   if (head.size() > kTarSignature && head.substr(kTarSignature).starts_with(kTar.bytes))
     return &kTar;
-  if (is_safetensors(head)) return &kSafetensors;
   return nullptr;
 }
 
