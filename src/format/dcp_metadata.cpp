@@ -14,8 +14,8 @@ namespace {
 
 // Numbers and text that shared parts of the pickle may be copied to.
 constexpr std::size_t kMaxNumbers = std::size_t{1} << 24;
-constexpr std::size_t kMaxPath = 1024;  // what torch writes has 20
-constexpr std::uint64_t kMaxComparisons = std::uint64_t{1} << 28;
+constexpr std::size_t kMaxPath = 1024;                             // what torch writes has 20
+constexpr std::uint64_t kMaxComparisons = std::uint64_t{1} << 30;  // of offsets
 
 [[noreturn]] void damaged(const std::string& what) {
   throw Error(ErrorCode::corrupt, fmt::format(".metadata: {}", what));
@@ -293,7 +293,7 @@ void MetadataReader::check_cover(const DcpItem& item) {
   if (covered < wanted)
     damaged(fmt::format("{} is not whole: its chunks have {} of its {} elements", named(item.name),
                         covered, wanted));
-  comparisons_ += item.chunks.size() * item.chunks.size() / 2;
+  comparisons_ += item.chunks.size() * item.chunks.size() / 2 * (item.shape.size() + 1);
   if (comparisons_ > kMaxComparisons)
     throw Error(ErrorCode::unsupported, ".metadata: more chunks than perdure joins");
   for (std::size_t i = 0; i < item.chunks.size(); ++i)
