@@ -153,11 +153,17 @@ void Moments::multiply(std::uint64_t times) {
   wide_sum *= Wide{times};
 }
 
-void Moments::negate() {
-  std::swap(pos_inf, neg_inf);
-  std::swap(min, max);
-  min = -min;
-  max = -max;
+void Moments::negate(DType dtype) {
+  if (!is_complex(dtype)) {  // of which they are magnitudes
+    std::swap(pos_inf, neg_inf);
+    std::swap(min, max);
+    min = -min;
+    max = -max;
+  }
+  std::swap(wide_min, wide_max);
+  wide_min = -wide_min;
+  wide_max = -wide_max;
+  wide_sum = -wide_sum;
   sum = -sum;
   sum_imag = -sum_imag;
 }

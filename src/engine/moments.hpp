@@ -25,7 +25,7 @@ struct Moments {
   void add(DType dtype, const std::byte* elements, std::size_t count);
   void add(const Moments& other);
   void multiply(std::uint64_t times);  // each element stands there so often
-  void negate();
+  void negate(DType dtype);
   void conjugate() { sum_imag = -sum_imag; }
 
  private:

@@ -200,9 +200,21 @@ class NpyWriter {
   void flip_signs(MutableBytes bytes) const {
     const std::size_t parts = engine::numbers_in(tensor_.dtype);
     const std::size_t size = itemsize(tensor_.dtype) / parts;
+    if (is_integer(tensor_.dtype)) return negate_integers(bytes, size);
     for (std::size_t i = 0; i * size < bytes.size(); ++i)
       if (tensor_.neg != (tensor_.conj && i % parts == 1))
         bytes[(i + 1) * size - 1] ^= std::byte{0x80};
+  }
+  // Two's complement: all bits the other way round, and 1 more.
+  static void negate_integers(MutableBytes bytes, std::size_t size) {
+    for (std::size_t begin = 0; begin < bytes.size(); begin += size) {
+      unsigned carry = 1;
+      for (std::byte& byte : bytes.subspan(begin, size)) {
+        carry += 0xFFU & static_cast<unsigned>(~byte);
+        byte = static_cast<std::byte>(carry & 0xFFU);
+        carry >>= 8U;
+      }
+    }
   }
 
   void put_converted(ConstBytes bytes) {

@@ -149,7 +149,7 @@ class Statistics {
     } else if (work.tally) {
       Moments moments = work.tally->total();
       if (work.tensor->conj) moments.conjugate();
-      if (work.tensor->neg) moments.negate();
+      if (work.tensor->neg) moments.negate(stats.dtype);
       stats.figures = figures_of(moments, stats.dtype);
       groups.add(stats.name, moments);
     }
