@@ -61,7 +61,10 @@ def _is_jagged(tensor):
 
 
 def _bare(tensor):
-    """The same tensor, without its attributes."""
+    """The same tensor, without its attributes. One that has none is itself: nested tensors know by the object whether
+    their offsets are the same."""
+    if type(tensor) is torch.Tensor and not vars(tensor):
+        return tensor
     alias = tensor.detach()
     if tensor.requires_grad:
         alias.requires_grad_()
@@ -110,7 +113,7 @@ def put_together(parts: dict):
     form = parts.pop("form")
     try:
         return _BUILDERS[form](**parts)
-    except (RuntimeError, ValueError, IndexError, TypeError) as error:
+    except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
         reason = str(error).partition("\n")[0]
         raise UnsupportedError(f"the file has a {form} tensor whose parts do not fit each other: {reason}") from None
 
@@ -183,9 +186,11 @@ def _jagged(values, offsets, lengths, ragged_idx, metadata, requires_grad):
 
 
 def _check_jagged(values, offsets, lengths, ragged_idx):
+    if offsets.dim() != 1 or len(offsets) < 1 or not 1 <= ragged_idx <= values.dim():
+        raise ValueError("offsets of another shape")
+    if lengths is not None and lengths.shape != offsets[1:].shape:
+        raise ValueError("lengths of another shape")
     ends = offsets[1:] if lengths is None else offsets[:-1] + lengths
-    if offsets.dim() != 1 or len(offsets) < 1 or not 1 <= ragged_idx <= values.dim() or ends.shape != offsets[1:].shape:
-        raise ValueError("offsets or lengths of another shape")
     if int(offsets.min()) < 0 or bool((ends < offsets[:-1]).any()):
         raise ValueError("offsets that fall")
     if len(ends) and int(ends.max()) > values.shape[ragged_idx - 1]:

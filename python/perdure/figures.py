@@ -65,7 +65,7 @@ class MomentumStats:
 class StatsReport:
     path: str
     bytes: int  #: read
-    tensors: dict[str, TensorStats]  #: by name, in the order of the file
+    tensors: dict[str, TensorStats]  #: by name (the second one of a name gets "#2"), in the order of the file
     groups: dict[str, GroupStats]
     momentum: tuple[MomentumStats, ...]
 
@@ -94,10 +94,21 @@ def stats(file, pattern: str = "") -> StatsReport:
     return StatsReport(
         report.path,
         report.bytes,
-        {t.name: t for t in tensors},
+        by_name(tensors),
         {g.name: GroupStats(g.name, g.depth, g.tensors, _figures(g.figures)) for g in report.groups},
         momentum,
     )
+
+
+def by_name(things) -> dict:
+    """Keys with dots in them can make two names alike: then the second one gets "#2" behind it."""
+    found = {}
+    for thing in things:
+        name, count = thing.name, 2
+        while name in found:
+            name, count = f"{thing.name}#{count}", count + 1
+        found[name] = thing
+    return found
 
 
 def _tensor(t) -> TensorStats:
@@ -118,7 +129,7 @@ class Distance:
 
     elements: int
     changed: int  #: other bits; where the dtypes differ, another value
-    beyond: int  #: |a - b| > atol + rtol |b|, or NaN on one side only
+    beyond: int  #: |a - b| > atol + rtol |b|, or NaN on one side only; of complex ones, parts
     max_absolute: float  #: |a - b|; infinite beside an infinity; NaN does not count
     max_relative: float  #: |a - b| / max(|a|, |b|)
     max_ulp: int | None  #: how many floats of the dtype lie between them, at most; of floating and complex dtypes
@@ -162,7 +173,8 @@ def diff(a, b, pattern: str = "", atol: float = 0.0, rtol: float = 0.0, full: bo
 
     `pattern`: only what is called so: it matches a name as a whole or up to a dot; * stands for any characters.
     `atol`, `rtol`: a tensor whose elements all have |a - b| <= atol + rtol |b| counts as equal, as for
-        torch.allclose(a, b, rtol, atol, equal_nan=True). With 0 and 0, equal means equal bits.
+        torch.allclose(a, b, rtol, atol, equal_nan=True), of complex ones for torch.view_as_real of them. With 0 and 0,
+        equal means equal bits.
     `full`: reads also tensors of the same dtype, shape and strides whose storages have the same size and CRC-32, which
         count as equal otherwise.
 

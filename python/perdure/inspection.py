@@ -4,6 +4,7 @@ import dataclasses
 import math
 
 from . import _core
+from .figures import by_name
 from .files import _open
 from .tensors import DTYPES
 from .values import decode
@@ -42,7 +43,7 @@ class Inspection:
     writer: str  #: "perdure 0.1.0"
     libraries: dict[str, str]  #: {"torch": "2.13.0"}
     metadata: dict[str, str]  #: of safetensors
-    entries: dict[str, Entry]  #: by name, in the order of the file
+    entries: dict[str, Entry]  #: by name (the second one of a name gets "#2"), in the order of the file
 
     @property
     def tensors(self) -> dict[str, Entry]:
@@ -80,7 +81,7 @@ def inspect(file, pattern: str = "") -> Inspection:
         writer=info.writer,
         libraries=dict(info.libraries),
         metadata=dict(opened.metadata),
-        entries={entry.name: _entry(entry.name, entry.value) for entry in _core.entries(opened, pattern)},
+        entries=by_name(_entry(entry.name, entry.value) for entry in _core.entries(opened, pattern)),
     )
 
 
