@@ -19,9 +19,10 @@ namespace perdure {
 struct Distance {
   std::uint64_t elements = 0;
   std::uint64_t changed = 0;  // other bits; where the dtypes differ, another value
-  std::uint64_t beyond = 0;   // |a - b| > atol + rtol |b|, or NaN on one side only
-  double max_absolute = 0;    // |a - b|; infinite beside an infinity; NaN does not count
-  double max_relative = 0;    // |a - b| / max(|a|, |b|)
+  std::uint64_t beyond =
+      0;                    // |a - b| > atol + rtol |b|, or NaN on one side only; complex: of parts
+  double max_absolute = 0;  // |a - b|; infinite beside an infinity; NaN does not count
+  double max_relative = 0;  // |a - b| / max(|a|, |b|)
   // How many floats of the dtype lie between them, at most. Only where both have the same floating
   // (or complex) dtype of 8 bits and more.
   std::optional<std::uint64_t> max_ulp;
@@ -62,7 +63,8 @@ struct DiffOptions {
   // one. "": all. Error(not_found) where it matches nothing in either file.
   std::string pattern = {};
   // A tensor whose elements all have |a - b| <= atol + rtol |b| counts as equal, as for
-  // torch.allclose(a, b, rtol, atol, equal_nan=True). With 0 and 0, equal means equal bits.
+  // torch.allclose(a, b, rtol, atol, equal_nan=True), of complex ones for torch.view_as_real of
+  // them. With 0 and 0, equal means equal bits.
   double atol = 0, rtol = 0;
   // Read also tensors of the same dtype, shape and strides whose storages have the same size and
   // CRC-32, which count as equal otherwise. One change in 4,294,967,296 leaves a CRC-32 as it was.

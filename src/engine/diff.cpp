@@ -34,8 +34,21 @@ std::string text_of(const Value& value) {
   return "[" + out + "]";
 }
 
+// In any order: that of a set is another one in every process.
+bool same_members(const Value& a, const Value& b) {
+  const auto members = [](const Value& set) {
+    std::vector<std::string> texts;
+    for (const Value& item : set.as_items())
+      texts.push_back(repr(item, std::numeric_limits<std::size_t>::max()));
+    std::ranges::sort(texts);
+    return texts;
+  };
+  return members(a) == members(b);
+}
+
 // Of what is no tensor; by the bits of floats, so that NaN is NaN.
 bool same_plain(const Value& a, const Value& b) {
+  if (a.kind() == Kind::set && b.kind() == Kind::set) return same_members(a, b);
   if (a.is_sequence() && b.is_sequence())
     return std::ranges::equal(a.as_items(), b.as_items(), same_plain);
   if (a.is_mapping() && b.is_mapping()) return true;  // without items
