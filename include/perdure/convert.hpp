@@ -56,7 +56,7 @@ struct ConvertReport {
   std::filesystem::path rest;  // and beside it; "": nothing
   FileFormat format = FileFormat::torch;
   std::uint64_t tensors = 0;
-  std::uint64_t bytes = 0;            // of them
+  std::uint64_t bytes = 0;            // of them, as they are written
   std::vector<std::string> left_out;  // names, by strip_optimizer
 };
 

@@ -41,6 +41,9 @@ std::shared_ptr<TensorStorage> storage_of(std::uint64_t size, const TensorStorag
 class InCOrder final : public DeviceCopier {
  public:
   explicit InCOrder(Tensor tensor) : tensor_(std::move(tensor)) {}
+  InCOrder(const InCOrder&) = delete;
+  InCOrder& operator=(const InCOrder&) = delete;
+  ~InCOrder() override { loaded_->forget(this); }
   const std::byte* begin = nullptr;
 
   void catch_up() override {
@@ -108,6 +111,13 @@ class InDType final : public DeviceCopier {
   std::vector<std::byte> read_, made_;
 };
 
+// What means something else with tensors of another dtype in it: NumPy arrays, which say their own
+// beside them, and quantized tensors, whose scales are part of the numbers.
+bool is_of_one_dtype(const Value& value) {
+  if (array_in(value) != nullptr) return true;
+  return value.kind() == Kind::composite && value["form"].as_string().starts_with("quantized");
+}
+
 class DTypeChange {
  public:
   explicit DTypeChange(const Value& state, DType dtype) : dtype_(dtype) {
@@ -123,6 +133,7 @@ class DTypeChange {
 
   Value change(const Value& value) {
     if (value.kind() == Kind::tensor) return change(value.as_tensor());
+    if (is_of_one_dtype(value)) return value;
     if (!value.is_mapping() && value.kind() != Kind::list && value.kind() != Kind::tuple)
       return value;
     if (const auto it = done_.find(value.identity()); it != done_.end()) return it->second;

@@ -4,6 +4,7 @@
 
 #include <functional>
 #include <optional>
+#include <unordered_set>
 
 #include "engine/name_pattern.hpp"
 #include "engine/name_selection.hpp"
@@ -18,14 +19,18 @@ std::string below(const std::string& name, const Value& key) {
   return name.empty() ? text_of(key) : name + "." + text_of(key);
 }
 
+// A composite is one tensor, whatever it is made of.
+bool has_names(const Value& value) {
+  return value.is_mapping() && value.kind() != Kind::composite && !value.as_dict().empty();
+}
+
 // Walks the dicts of a state. `keep` says what becomes of a value: it stays, it goes, or nullopt:
 // what is in it is looked at. A dict of which nothing stays goes, too.
 using Keep = std::function<std::optional<bool>(const std::string& name, const Value& value)>;
 
 std::optional<Value> filtered(const Value& value, const std::string& name, const Keep& keep,
                               bool otherwise) {
-  if (!value.is_mapping() || value.as_dict().empty())
-    return otherwise ? std::optional(value) : std::nullopt;
+  if (!has_names(value)) return otherwise ? std::optional(value) : std::nullopt;
   const Dict& dict = value.as_dict();
   Dict out(dict.kind());
   out.set_attributes(dict.attributes());
@@ -52,7 +57,7 @@ std::vector<std::string> names_of(const Value& state) {
   for (const auto& [key, item] : state.as_dict()) {
     const std::string name = text_of(key);
     names.push_back(name);
-    if (!item.is_mapping()) continue;
+    if (!has_names(item)) continue;
     for (const auto& entry : item.as_dict()) names.push_back(below(name, entry.first));
   }
   return names;
@@ -101,6 +106,7 @@ class Moving {
     Value out = filtered(state, "", keep, true).value_or(Value(Dict()));
     if (moved_.empty()) return out;
     Dict top(out.as_dict().kind());
+    top.set_attributes(out.as_dict().attributes());
     for (const auto& [key, item] : out.as_dict()) top.set(key, item);
     for (auto& [name, value] : moved_) place(top, name, std::move(value));
     return Value(std::move(top));
@@ -130,14 +136,16 @@ class Moving {
     }
     return false;
   }
-  static void place(Dict& top, const std::string& name, Value value) {
+  void place(Dict& top, const std::string& name, Value value) {
     for (std::size_t dot = name.rfind('.'); dot != name.npos && dot > 0;
          dot = name.rfind('.', dot - 1)) {
       Value* entry = top.find(Value(name.substr(0, dot)));
-      if (entry == nullptr || !entry->is_mapping()) continue;
-      Dict copy = entry->as_dict();
-      put(copy, name.substr(dot + 1), std::move(value), name);
-      *entry = Value(std::move(copy));
+      if (entry == nullptr || !entry->is_mapping() || entry->kind() == Kind::composite) continue;
+      if (!own_.contains(entry->identity())) {  // the file's is left as it is
+        *entry = Value(Dict(entry->as_dict()));
+        own_.insert(entry->identity());
+      }
+      put(entry->as_dict(), name.substr(dot + 1), std::move(value), name);
       return;
     }
     put(top, name, std::move(value), name);
@@ -151,6 +159,7 @@ class Moving {
 
   std::vector<Rule> rules_;
   std::vector<std::pair<std::string, Value>> moved_;
+  std::unordered_set<const void*> own_;  // dicts that were made here
 };
 
 bool is_optimizer(const Value& value) {

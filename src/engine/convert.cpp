@@ -49,12 +49,24 @@ fs::path file_of(const fs::path& in) {
                           in.string()));
 }
 
+// Whether `path` is `folder`, or in it.
+bool is_within(const fs::path& path, const fs::path& folder) {
+  std::error_code ignored;
+  fs::path at = fs::canonical(path, ignored);
+  for (; !at.empty(); at = at.parent_path()) {
+    if (fs::equivalent(at, folder, ignored)) return true;
+    if (at == at.parent_path()) return false;
+  }
+  return false;
+}
+
+// `in` is the file or directory that is read.
 void check_paths(const fs::path& in, const fs::path& out, const ConvertOptions& options) {
   std::error_code ignored;
-  if (fs::equivalent(in, out, ignored))
+  if (is_within(in, out))
     throw Error(ErrorCode::invalid,
-                fmt::format("'{}' and '{}' are one; what is read is never changed", in.string(),
-                            out.string()));
+                fmt::format("writing '{}' would replace '{}'; what is read is never changed",
+                            out.string(), in.string()));
   if (is_there(out) && !options.force)
     throw Error(ErrorCode::invalid,
                 fmt::format("'{}' exists already; choose another name, or replace it with force "
@@ -91,11 +103,11 @@ fs::path rest_path(const fs::path& out) {
 class Conversion {
  public:
   Conversion(const fs::path& in, const fs::path& out, const ConvertOptions& options)
-      : out_(out), options_(options), file_(CheckpointFile::open(file_of(in), true)) {
+      : in_(file_of(in)), out_(out), options_(options), file_(CheckpointFile::open(in_, true)) {
     report_.path = out;
     report_.format = options.to ? *options.to : format_by_name(out);
     check_options(options, report_.format);
-    check_paths(in, out, options);
+    check_paths(in_, out, options);
   }
 
   ConvertReport run() {
@@ -120,10 +132,13 @@ class Conversion {
     std::unordered_set<const TensorStorage*> seen;
     engine::for_each_tensor(state, [&](const KeyPath&, const Tensor& tensor) {
       ++report_.tensors;
-      const std::uint64_t item = options_.dtype && engine::is_real(tensor.dtype)
-                                     ? itemsize(*options_.dtype)
-                                     : itemsize(tensor.dtype);
-      if (seen.insert(tensor.storage.get()).second) report_.bytes += tensor.numel() * item;
+      const std::uint64_t before = itemsize(tensor.dtype);
+      const std::uint64_t item =
+          options_.dtype && engine::is_real(tensor.dtype) ? itemsize(*options_.dtype) : before;
+      if (report_.format != FileFormat::torch)
+        report_.bytes += tensor.numel() * item;
+      else if (seen.insert(tensor.storage.get()).second)  // whole, whatever the views of it are
+        report_.bytes += tensor.storage->size / before * item;
     });
   }
 
@@ -159,6 +174,7 @@ class Conversion {
   // What cannot be written is told before the tensors are.
   void check_rest(const Value& rest) {
     report_.rest = rest_path(out_);
+    check_paths(in_, report_.rest, options_);
     check_paths(out_, report_.rest, options_);
     const CheckpointInfo info;
     const format::Encoder encoder(rest, info);
@@ -167,7 +183,9 @@ class Conversion {
   void write_torch(const fs::path& path, const Value& state, storage::IfExists if_exists,
                    const std::function<void(std::uint64_t)>& progress) const {
     const storage::FileTarget target = storage::resolve_target(io::real_system(), path);
-    CheckpointInfo info;
+    CheckpointInfo info = file_.info().value_or(CheckpointInfo());
+    info.generation = info.parent = 0;                      // it is no checkpoint of a run any more
+    if (!options_.rename.empty()) info.optimizers.clear();  // they go by names
     info.metadata = file_.metadata();
     engine::sign(info);
     const format::Encoder encoder(state, info);
@@ -175,7 +193,7 @@ class Conversion {
     engine::write_file(*target.folder, target.name, encoder, if_exists, progress);
   }
 
-  fs::path out_;
+  fs::path in_, out_;
   const ConvertOptions& options_;
   CheckpointFile file_;
   ConvertReport report_;

@@ -84,6 +84,13 @@ class TensorWalk {
 }  // namespace
 
 // Neither torch's kernels nor ours want more than a cache line.
+const Tensor* array_in(const Value& value) {
+  if (value.kind() != Kind::dict || !value.contains("__perdure__") || !value.contains("data"))
+    return nullptr;
+  const Value& data = value["data"];
+  return data.kind() == Kind::tensor ? &data.as_tensor() : nullptr;
+}
+
 void allocate_owned(TensorStorage& storage) {
   constexpr std::align_val_t kCacheLine{64};
   auto* memory = static_cast<std::byte*>(::operator new(storage.size, kCacheLine));

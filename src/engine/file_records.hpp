@@ -19,6 +19,10 @@ RecordRead read_of(const format::Contents& contents, const CheckpointFile::Recor
 // Gives the storage memory that it owns.
 void allocate_owned(TensorStorage& storage);
 
+// The tensor of a NumPy array, which stands in a dict of its own (docs/format.md): without it the
+// rest of that dict means nothing. Null for any other value.
+const Tensor* array_in(const Value& value);
+
 // Calls `visit` for every tensor below `value`, each container once, with its place.
 void for_each_tensor(const Value& value,
                      const std::function<void(const KeyPath&, const Tensor&)>& visit);

@@ -22,7 +22,9 @@ class Flattening {
  private:
   void walk_at(const Value& key, const Value& value) {
     path_.push_back(key);
-    if (value.is_mapping() && !value.as_dict().empty())
+    if (value.kind() == Kind::composite)
+      add(value);  // one tensor, whatever it is made of
+    else if (value.is_mapping() && !value.as_dict().empty())
       for (const auto& [inner, item] : value.as_dict()) walk_at(inner, item);
     else if (value.kind() == Kind::list && holds_tensors(value))
       for (std::size_t i = 0; i < value.as_items().size(); ++i)
@@ -64,7 +66,7 @@ class Flattening {
 }  // namespace
 
 std::vector<FlatEntry> flatten(const Value& state) {
-  if (!state.is_mapping())
+  if (!state.is_mapping() || state.kind() == Kind::composite)
     throw Error(ErrorCode::invalid,
                 fmt::format("the state is a {}, and the format that is written holds names: only a "
                             "dict has them",

@@ -44,7 +44,7 @@ constexpr std::size_t kMaxLength = 100;
 
 NamePattern::NamePattern(std::string text)
     : text_(std::move(text)), pieces_(split_at_stars(text_)) {
-  if (text_.empty()) throw Error(ErrorCode::invalid, "a name or pattern of a restore is empty");
+  if (text_.empty()) throw Error(ErrorCode::invalid, "a name or pattern is empty");
 }
 
 std::optional<std::vector<std::string_view>> NamePattern::match(std::string_view name) const {

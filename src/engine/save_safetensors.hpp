@@ -20,7 +20,8 @@ struct NamedTensor {
 // What of a state safetensors hold, and what they do not.
 struct SafetensorsParts {
   std::vector<NamedTensor> tensors;
-  Value rest;  // a dict, nested as in the state; empty where nothing is left
+  Value rest;  // a dict, nested as in the state (lists that hold tensors as dicts); empty: all is
+               // held
 };
 // Error(invalid), with the place, for what they cannot hold, unless `keep_rest`.
 SafetensorsParts split_for_safetensors(const Value& state, bool keep_rest);

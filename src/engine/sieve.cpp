@@ -10,15 +10,6 @@
 namespace perdure::engine {
 namespace {
 
-// The tensor of a NumPy array, which stands in a dict of its own (docs/format.md): without it the
-// rest of that dict means nothing. Null for any other value.
-const Tensor* array_in(const Value& value) {
-  if (value.kind() != Kind::dict || !value.contains("__perdure__") || !value.contains("data"))
-    return nullptr;
-  const Value& data = value["data"];
-  return data.kind() == Kind::tensor ? &data.as_tensor() : nullptr;
-}
-
 bool is_container(const Value& value) { return value.is_mapping() || value.is_sequence(); }
 
 }  // namespace

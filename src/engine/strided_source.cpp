@@ -85,6 +85,13 @@ LastLoaded::Bytes LastLoaded::get(const void* owner,
   return bytes_;
 }
 
+void LastLoaded::forget(const void* owner) noexcept {
+  const std::lock_guard lock(mutex_);
+  if (owner_ != owner) return;
+  owner_ = nullptr;
+  bytes_ = nullptr;
+}
+
 StridedSource::StridedSource(std::shared_ptr<const Source> source,
                              const CheckpointFile::Record& record, bool has_checksum, Tensor tensor,
                              std::shared_ptr<LastLoaded> last)

@@ -18,6 +18,8 @@ class LastLoaded {
  public:
   using Bytes = std::shared_ptr<const std::vector<std::byte>>;
   Bytes get(const void* owner, const std::function<std::vector<std::byte>()>& load);
+  // To be called when the owner ends: the next one may get its address.
+  void forget(const void* owner) noexcept;
 
  private:
   std::mutex mutex_;
@@ -31,6 +33,10 @@ class StridedSource final : public Source {
   // `record`: of the tensor's storage, in `source`.
   StridedSource(std::shared_ptr<const Source> source, const CheckpointFile::Record& record,
                 bool has_checksum, Tensor tensor, std::shared_ptr<LastLoaded> last);
+
+  StridedSource(const StridedSource&) = delete;
+  StridedSource& operator=(const StridedSource&) = delete;
+  ~StridedSource() override { last_->forget(this); }
 
   std::uint64_t size() const override { return size_; }
   const std::string& name() const override { return source_->name(); }

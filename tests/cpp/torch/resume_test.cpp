@@ -111,7 +111,7 @@ TEST(Resume, IsBitExact) {
   whole.train_until(4);
   {
     perdure::CheckpointManager checkpoints(directory.path());
-  EXPECT_EQ(checkpoints.latest()->info.libraries.at("torch"), TORCH_VERSION);
+    EXPECT_EQ(checkpoints.latest()->info.libraries.at("torch"), TORCH_VERSION);
     checkpoints.save(whole.state, {{"loss", whole.best_loss}}).wait();
     checkpoints.close();
   }
