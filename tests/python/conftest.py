@@ -1,4 +1,5 @@
 import os
+import signal
 
 import hypothesis
 import pytest
@@ -7,6 +8,8 @@ import torch
 import perdure
 
 torch.set_num_threads(1)
+# Of whoever is started in the background, as by nohup, it may be ignored, and then also by the programs under test.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 hypothesis.settings.register_profile(
     "perdure", deadline=None, max_examples=int(os.environ.get("PERDURE_EXAMPLES", "150"))
 )
