@@ -4,8 +4,10 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <perdure/checkpoint_manager.hpp>
 
+#include "best.hpp"
 #include "command.hpp"
 #include "table.hpp"
 #include "terminal.hpp"
@@ -25,6 +27,7 @@ constexpr const char* kFooter =
     "Exit code: 0 all are whole; 1 one is damaged; 2 the directory could not be read.\n"
     "Example:\n"
     "  perdure ls runs/gpt\n"
+    "  perdure ls --best val_loss --best accuracy:max runs/gpt\n"
     "  perdure ls --json runs/gpt";
 
 double now() {
@@ -49,6 +52,25 @@ std::string pin_text(const ListedCheckpoint& entry) {
   return entry.pin->empty() ? "yes" : *entry.pin;
 }
 
+// Of each checkpoint, by which metrics it is among the best: "val_loss, accuracy".
+using Marks = std::map<fs::path, std::string>;
+
+Marks marks_of(const fs::path& directory, const std::vector<std::string>& wanted) {
+  Marks marks;
+  for (const std::string& text : wanted) {
+    const Best best = parse_best(text);
+    ManagerOptions options;
+    options.keep_best = {best};
+    for (const PlannedCheckpoint& planned : retention_plan(directory, options))
+      for (const std::string& reason : planned.reasons)
+        if (reason.starts_with("best")) {
+          std::string& mark = marks[planned.checkpoint.path];
+          mark += (mark.empty() ? "" : ", ") + best.metric;
+        }
+  }
+  return marks;
+}
+
 std::string_view state_name(const ListedCheckpoint& entry) {
   if (entry.problem.empty()) return "whole";
   return entry.damaged ? "damaged" : "unreadable";
@@ -58,18 +80,19 @@ Table::Cell state_cell(const ListedCheckpoint& entry) {
   return {std::string(state_name(entry)), entry.problem.empty() ? Style::green : Style::red};
 }
 
-void add_row(Table& table, const ListedCheckpoint& entry) {
+void add_row(Table& table, const ListedCheckpoint& entry, const Marks& best) {
   const Checkpoint& checkpoint = entry.checkpoint;
   const bool whole = entry.problem.empty();
   const double created = checkpoint.info.created;
+  const auto marks = best.find(checkpoint.path);
   table.add({std::to_string(checkpoint.step()), std::to_string(checkpoint.generation()),
              created > 0 ? format_age(now() - created) : "", format_bytes(checkpoint.size),
              state_cell(entry), metrics_text(checkpoint.info.metrics),
-             whole ? checkpoint.info.reason : "", pin_text(entry),
-             checkpoint.path.filename().string()});
+             marks == best.end() ? "" : marks->second, whole ? checkpoint.info.reason : "",
+             pin_text(entry), checkpoint.path.filename().string()});
 }
 
-std::string list_text(const std::vector<ListedCheckpoint>& listed) {
+std::string list_text(const std::vector<ListedCheckpoint>& listed, const Marks& best) {
   using enum Table::Align;
   Table table({{"STEP", right},
                {"GENERATION", right},
@@ -77,10 +100,11 @@ std::string list_text(const std::vector<ListedCheckpoint>& listed) {
                {"SIZE", right},
                {"STATE"},
                {"METRICS"},
+               {"BEST", left, 80, Style::green},
                {"REASON", left, 80, Style::dim, true},
                {"PINNED", left, 80, Style::yellow},
                {"FILE", left, 80, Style::dim, true}});
-  for (const ListedCheckpoint& entry : listed) add_row(table, entry);
+  for (const ListedCheckpoint& entry : listed) add_row(table, entry, best);
   std::string out = table.text();
   for (const ListedCheckpoint& entry : listed)
     if (!entry.problem.empty())
@@ -89,7 +113,7 @@ std::string list_text(const std::vector<ListedCheckpoint>& listed) {
   return out;
 }
 
-Json entry_json(const ListedCheckpoint& entry) {
+Json entry_json(const ListedCheckpoint& entry, const Marks& best) {
   const Checkpoint& checkpoint = entry.checkpoint;
   return {{"path", checkpoint.path.string()},
           {"step", checkpoint.step()},
@@ -99,6 +123,7 @@ Json entry_json(const ListedCheckpoint& entry) {
           {"created", number_json(checkpoint.info.created)},
           {"reason", checkpoint.info.reason},
           {"metrics", metrics_json(checkpoint.info.metrics)},
+          {"best", best.contains(checkpoint.path) ? Json(best.at(checkpoint.path)) : Json()},
           {"pin", entry.pin ? Json(*entry.pin) : Json()},
           {"whole", entry.problem.empty()},
           {"problem", entry.problem.empty() ? Json() : Json(entry.problem)}};
@@ -152,27 +177,29 @@ Json restarts_json(const std::vector<Restart>& restarts) {
   return out;
 }
 
-Json list_json(const fs::path& directory, const std::vector<ListedCheckpoint>& listed) {
+Json list_json(const fs::path& directory, const std::vector<ListedCheckpoint>& listed,
+               const Marks& best) {
   Json checkpoints = Json::array();
-  for (const ListedCheckpoint& entry : listed) checkpoints.push_back(entry_json(entry));
+  for (const ListedCheckpoint& entry : listed) checkpoints.push_back(entry_json(entry, best));
   return {{"directory", directory.string()},
           {"checkpoints", std::move(checkpoints)},
           {"restarts", restarts_json(find_restarts(directory))}};
 }
 
-Exit run_ls(const fs::path& directory, bool json) {
+Exit run_ls(const fs::path& directory, const std::vector<std::string>& wanted, bool json) {
   std::error_code ignored;
   if (fs::is_regular_file(directory, ignored))
     throw Error(ErrorCode::invalid, fmt::format("{0}: this is a file, not a run directory; to look "
                                                 "into it: perdure show {0}",
                                                 directory.string()));
   const std::vector<ListedCheckpoint> listed = list_checkpoints(directory);
+  const Marks best = marks_of(directory, wanted);
   if (json)
-    print(to_text(list_json(directory, listed)) + '\n');
+    print(to_text(list_json(directory, listed, best)) + '\n');
   else if (listed.empty())
     print(fmt::format("no checkpoints in {}\n", escape(directory.string())));
   else
-    print(list_text(listed) + restarts_text(find_restarts(directory)));
+    print(list_text(listed, best) + restarts_text(find_restarts(directory)));
   Exit exit = Exit::good;
   for (const ListedCheckpoint& entry : listed) exit = worse(exit, exit_of(entry));
   return exit;
@@ -182,12 +209,23 @@ Exit run_ls(const fs::path& directory, bool json) {
 
 void add_ls(CLI::App& app, Invocation& invocation) {
   CLI::App* command = app.add_subcommand("ls", kDescription);
-  auto directory = std::make_shared<std::string>();
-  command->add_option("RUN", *directory, "Run directory")->required();
+  struct Request {
+    std::string directory;
+    std::vector<std::string> best;
+  };
+  auto request = std::make_shared<Request>();
+  command->add_option("RUN", request->directory, "Run directory")->required();
+  command
+      ->add_option("--best", request->best,
+                   "METRIC[:min|:max][:COUNT]: marks the best by a metric (min, 1); any number of "
+                   "times")
+      ->allow_extra_args(false);
   command->add_flag("--json", invocation.json, "One JSON object instead of a table");
   command->footer(kFooter);
-  command->callback([directory, &invocation] {
-    invocation.run = [directory, &invocation] { return run_ls(*directory, invocation.json); };
+  command->callback([request, &invocation] {
+    invocation.run = [request, &invocation] {
+      return run_ls(request->directory, request->best, invocation.json);
+    };
   });
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <perdure/checkpoint_manager.hpp>
 
+#include "best.hpp"
 #include "command.hpp"
 #include "table.hpp"
 #include "text.hpp"
@@ -32,27 +33,6 @@ struct Rules {
   double every_hours = 0;
   bool dry_run = false;
 };
-
-// METRIC, METRIC:max, METRIC:min:3; a metric's name may have colons of its own.
-Best parse_best(std::string text) {
-  Best best;
-  const auto last_part = [&] {
-    const std::size_t colon = text.rfind(':');
-    return colon == std::string::npos ? std::string() : text.substr(colon + 1);
-  };
-  const auto cut = [&] { text.resize(text.rfind(':')); };
-  if (const std::string count = last_part();
-      !count.empty() && count.size() < 10 && count.find_first_not_of("0123456789") == count.npos) {
-    best.count = std::stoul(count);
-    cut();
-  }
-  if (const std::string mode = last_part(); mode == "min" || mode == "max") {
-    best.mode = mode == "min" ? Mode::min : Mode::max;
-    cut();
-  }
-  best.metric = text;
-  return best;
-}
 
 ManagerOptions options_of(const Rules& rules) {
   ManagerOptions options;

@@ -366,6 +366,25 @@ def test_ls_lists_newest_first(run_directory):
     assert text[1].split()[:2] == ["30", "3"] and "val_loss=0.333" in text[1] and " whole " in text[1]
 
 
+def test_ls_marks_the_best(run_directory):
+    losses = [c["metrics"]["val_loss"] for c in run("ls", "--json", run_directory).json["checkpoints"]]
+
+    def marks(*best):
+        options = [word for text in best for word in ("--best", text)]
+        return [c["best"] for c in run("ls", "--json", *options, run_directory).json["checkpoints"]]
+
+    def expected(order):
+        return [", ".join("val_loss" for x in order if x == loss) or None for loss in losses]
+
+    assert marks() == [None] * 3
+    assert marks("val_loss") == expected([min(losses)]) and marks("val_loss:max") == expected([max(losses)])
+    assert marks("val_loss:min:2") == expected(sorted(losses)[:2])
+    assert marks("absent") == [None] * 3 and marks("odd") == [None] * 3, "NaN is not the best"
+    assert len(set(losses)) == 3 and marks("val_loss", "val_loss:max").count("val_loss") == 2
+    head, *rows = run("ls", "--best", "val_loss", run_directory).out.splitlines()
+    assert "BEST" in head and sum(row.count("val_loss  ") for row in rows) == 1
+
+
 def test_ls_says_why_a_checkpoint_is_not_whole(run_directory):
     newest = checkpoints_of(run_directory)[0]
     newest.write_bytes(newest.read_bytes()[:-30])
