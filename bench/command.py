@@ -1,4 +1,5 @@
-"""How fast the perdure command reads: verify, stats and diff, beside plain reads of the same files.
+"""How fast the perdure command reads: verify, stats and diff, beside plain reads of the same files; how long it takes to
+start, and to show one of 100,000 tensors.
 
     .venv/bin/python bench/command.py [--megabytes 1500] [--folder build/bench] [--rounds 3]
 
@@ -111,6 +112,20 @@ def by_dtype(folder, megabytes, rounds):
     a.unlink(), b.unlink()
 
 
+def save_many(path):
+    perdure.save({"model": {f"layers.{i}.weight": torch.full((4,), float(i)) for i in range(100_000)}}, path)
+
+
+def quick(folder):
+    path = folder / "command-many.pt"
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(save_many, (path,))
+    print("\nwarm, milliseconds")
+    for what, command in {"start": ["--version"], "show one of 100,000": ["show", path, "model.layers.77777.weight"]}.items():
+        print(f"  {what:20} {1000 * statistics.median(seconds(*command)[0] for _ in range(11)):8.1f}")
+    path.unlink()
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=1500)
@@ -125,6 +140,7 @@ def main():
     cold(a, b, options.rounds)
     a.unlink(), b.unlink()
     by_dtype(options.folder, options.megabytes // 3, options.rounds)
+    quick(options.folder)
 
 
 if __name__ == "__main__":
