@@ -76,7 +76,7 @@ class GpuTest : public testing::Test {
 class CaptureOnGpu : public GpuTest, public testing::WithParamInterface<Capture> {};
 
 TEST_P(CaptureOnGpu, ARunGoesOnExactly) {
-  Trainee run(kGpu), twin(kGpu);
+  Trainee run(kGpu), twin(kComputesAsCpu ? at::Device(at::kCPU) : kGpu);
   {
     const at::NoGradGuard no_grad;
     twin.model->weight.copy_(run.model->weight);
