@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstdint>
 #include <ctime>
+#include <span>
 
 namespace perdure::cli {
 namespace {
@@ -62,12 +63,6 @@ constexpr std::array<Range, 10> kUnsafe = {{{0x00, 0x1F},
                                             {0xFFF0, 0xFFFB},
                                             {0xE0000, 0xE0FFF}}};
 
-bool is_unsafe(char32_t value) noexcept {
-  for (const Range& range : kUnsafe)
-    if (value >= range.first && value <= range.last) return true;
-  return false;
-}
-
 // East Asian characters and emoji, which take two columns.
 constexpr std::array<Range, 9> kWide = {{{0x1100, 0x115F},
                                          {0x2E80, 0xA4CF},
@@ -79,10 +74,12 @@ constexpr std::array<Range, 9> kWide = {{{0x1100, 0x115F},
                                          {0x1F900, 0x1F9FF},
                                          {0x20000, 0x3FFFD}}};
 
-bool is_wide(char32_t value) noexcept {
+bool is_in(std::span<const Range> ranges, char32_t value) noexcept {
   return std::ranges::any_of(
-      kWide, [&](const Range& range) { return value >= range.first && value <= range.last; });
+      ranges, [&](const Range& range) { return value >= range.first && value <= range.last; });
 }
+bool is_unsafe(char32_t value) noexcept { return is_in(kUnsafe, value); }
+bool is_wide(char32_t value) noexcept { return is_in(kWide, value); }
 
 std::string escape_code_point(char32_t value) {
   const auto number = static_cast<std::uint32_t>(value);

@@ -19,8 +19,8 @@ namespace perdure {
 struct Distance {
   std::uint64_t elements = 0;
   std::uint64_t changed = 0;  // other bits; where the dtypes differ, another value
-  std::uint64_t beyond =
-      0;                    // |a - b| > atol + rtol |b|, or NaN on one side only; complex: of parts
+  // |a - b| > atol + rtol |b|, or NaN on one side only; of complex ones, parts.
+  std::uint64_t beyond = 0;
   double max_absolute = 0;  // |a - b|; infinite beside an infinity; NaN does not count
   double max_relative = 0;  // |a - b| / max(|a|, |b|)
   // How many floats of the dtype lie between them, at most. Only where both have the same floating

@@ -36,10 +36,10 @@ class Inspection:
     format: str  #: "perdure (PyTorch zip)", "PyTorch zip", "PyTorch legacy", "TorchScript", "safetensors", ...
     bytes: int  #: of the file
     checksums: bool  #: whether what is loaded from it is compared with any
-    step: int | None  #: this and the next four: of checkpoints of a run, else None or empty
-    metrics: dict[str, float]
+    step: int | None  #: of a checkpoint of a run, else None
+    metrics: dict[str, float]  #: this and what follows: of perdure's files, else None or empty
     created: float | None  #: seconds since 1970 by the writer's clock
-    reason: str  #: "regular", "preemption", "final"
+    reason: str  #: of a checkpoint of a run: "regular", "preemption", "final"
     writer: str  #: "perdure 0.1.0"
     libraries: dict[str, str]  #: {"torch": "2.13.0"}
     metadata: dict[str, str]  #: of safetensors

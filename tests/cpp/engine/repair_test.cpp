@@ -3,6 +3,7 @@
 #include <cstring>
 #include <perdure/perdure.hpp>
 
+#include "engine/owned_tensor.hpp"
 #include "engine/run_fixture.hpp"
 #include "engine/salvage_check.hpp"
 #include "engine/structure.hpp"
@@ -13,14 +14,6 @@ namespace perdure::test {
 namespace {
 
 namespace fs = std::filesystem;
-
-Tensor owned(std::vector<float> numbers) {
-  const auto data = std::make_shared<std::vector<float>>(std::move(numbers));
-  Tensor tensor =
-      Tensor::over(data->data(), DType::float32, {static_cast<std::int64_t>(data->size())});
-  tensor.storage->owner = data;
-  return tensor;
-}
 
 Value two_layers(float first) {
   return Value(Dict{{"model", Dict{{"fc1", owned({first, 2, 3})}, {"fc2", owned({4, first})}}},

@@ -8,6 +8,7 @@
 #include <memory>
 #include <perdure/perdure.hpp>
 
+#include "engine/owned_tensor.hpp"
 #include "expect_error.hpp"
 #include "storage/temporary_directory.hpp"
 
@@ -15,14 +16,6 @@ namespace perdure::test {
 namespace {
 
 namespace fs = std::filesystem;
-
-Tensor owned(std::vector<float> numbers) {
-  const auto data = std::make_shared<std::vector<float>>(std::move(numbers));
-  Tensor tensor =
-      Tensor::over(data->data(), DType::float32, {static_cast<std::int64_t>(data->size())});
-  tensor.storage->owner = data;
-  return tensor;
-}
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
