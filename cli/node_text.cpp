@@ -150,14 +150,14 @@ bool is_shown(const TreeNode& node) {
          node.value.kind() == Kind::tensor || node.value.kind() == Kind::opaque;
 }
 
-std::string tree_text(const CheckpointFile& file, const std::string& key, const Summary& summary) {
+std::string tree_text(const Value& root, const std::string& key, const Summary& summary) {
   using enum Table::Align;
   Table table({{"KEY", left, 120},
                {"TYPE", left, 80, Style::dim},
                {"SHAPE OR VALUE", left, 80},
                {"BYTES", right},
                {"NOTES", left, 300, Style::dim}});
-  walk_tree(file.value(), key, [&](const TreeNode& node) {
+  walk_tree(root, key, [&](const TreeNode& node) {
     if (!is_shown(node)) return;
     const bool selected_by_key = !key.empty() && node.depth == 0;
     table.add({std::string(2 * std::min<std::size_t>(node.depth, 30), ' ') +
@@ -297,11 +297,15 @@ bool is_contiguous(const Tensor& tensor) noexcept {
   return true;
 }
 
-void print_file_text(const CheckpointFile& file, const std::string& key, const Summary& summary) {
-  if (key.empty()) print(head_text(file, summary));
-  const std::string tree = tree_text(file, key, summary);
+void print_tree_text(const Value& root, const std::string& key, const Summary& summary) {
+  const std::string tree = tree_text(root, key, summary);
   print(key.empty() || tree.empty() ? tree : tree.substr(1));
   print(totals_text(summary) + key_totals_text(summary));
+}
+
+void print_file_text(const CheckpointFile& file, const std::string& key, const Summary& summary) {
+  if (key.empty()) print(head_text(file, summary));
+  print_tree_text(file.value(), key, summary);
   if (key.empty()) print(excess_text(file, summary));
   print(refusal_text(summary));
 }

@@ -53,10 +53,13 @@ fs::path newest_checkpoint(const fs::path& path) {
       .checkpoint.path;  // opening it says what is wrong, and decides the exit code
 }
 
-CheckpointFile open_newest(const fs::path& path) {
-  const fs::path file = newest_checkpoint(path);
-  if (file == path) return CheckpointFile::open(file, true);
+CheckpointFile open_checkpoint(const fs::path& given, const fs::path& file) {
+  if (file == given) return CheckpointFile::open(file, true);
   return CheckpointFile::open(open_source(file, Links::refuse), true);
+}
+
+CheckpointFile open_newest(const fs::path& path) {
+  return open_checkpoint(path, newest_checkpoint(path));
 }
 
 }  // namespace perdure::cli

@@ -19,6 +19,9 @@ VerifyReport verify_checkpoint(const std::filesystem::path& given,
 // A file is itself; a run directory is its newest checkpoint that can be read, and damaged newer
 // ones are complained about, one line each.
 std::filesystem::path newest_checkpoint(const std::filesystem::path& path);
+// `file` is one that these found for what was given.
+CheckpointFile open_checkpoint(const std::filesystem::path& given,
+                               const std::filesystem::path& file);
 CheckpointFile open_newest(const std::filesystem::path& path);
 
 }  // namespace perdure::cli

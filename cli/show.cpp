@@ -1,7 +1,9 @@
 // perdure show FILE [KEY]: what a file holds, without reading its tensors.
 #include <fmt/format.h>
 
+#include <filesystem>
 #include <perdure/file.hpp>
+#include <system_error>
 
 #include "command.hpp"
 #include "node_json.hpp"
@@ -58,8 +60,24 @@ std::string top_keys(const Value& root) {
   return count == 0 ? "it has no keys" : out;
 }
 
+// One tensor of many, by the index alone.
+bool show_tensor(const std::filesystem::path& file, const std::string& name, Links links) {
+  std::error_code none;
+  if (name.empty() || name.find_first_of("*?") != std::string::npos ||
+      !std::filesystem::is_regular_file(file, none))
+    return false;
+  const auto tensor = find_tensor(*open_source(file, links), name);
+  if (!tensor) return false;
+  const Value root = Dict{{name, *tensor}};
+  print_tree_text(root, name, summarize(root, name));
+  return true;
+}
+
 Exit run_show(const Request& request, bool json) {
-  const CheckpointFile file = open_newest(request.path);
+  const std::filesystem::path path = newest_checkpoint(request.path);
+  const Links links = path == request.path ? Links::follow : Links::refuse;
+  if (!json && !request.values && show_tensor(path, request.key, links)) return Exit::good;
+  const CheckpointFile file = open_checkpoint(request.path, path);
   const Summary summary = summarize(file.value(), request.key);
   if (summary.nodes == 0 && !request.key.empty())
     throw Error(ErrorCode::not_found, fmt::format("{}: no key matches '{}'; {}", file.name(),

@@ -1,5 +1,8 @@
 // Arbitrary bytes as .perdure/index: what is accepted says the same when it is written out again,
 // and to a reader that counts on nothing.
+#include <map>
+#include <string>
+
 #include "format/block_index.hpp"
 #include "format/coding.hpp"
 #include "require.hpp"
@@ -23,13 +26,49 @@ void put_tensor(std::string& out, const format::IndexedTensor& tensor) {
   put<std::uint8_t>(out, static_cast<std::uint8_t>(geometry.dtype));
   put<std::uint8_t>(out,
                     static_cast<std::uint8_t>(geometry.requires_grad | geometry.parameter << 1 |
-                                              geometry.conj << 2 | geometry.neg << 3));
+                                              geometry.conj << 2 | geometry.neg << 3 | 1 << 4));
   put<std::uint16_t>(out, static_cast<std::uint16_t>(tensor.path.size()));
   put<std::uint32_t>(out, static_cast<std::uint32_t>(geometry.shape.size()));
   put<std::uint64_t>(out, static_cast<std::uint64_t>(geometry.storage_offset));
   for (const auto* numbers : {&geometry.shape, &geometry.strides})
     for (const std::int64_t x : *numbers) put<std::uint64_t>(out, static_cast<std::uint64_t>(x));
   for (const Value& key : tensor.path) put_key(out, key);
+  put<std::uint32_t>(out, static_cast<std::uint32_t>(tensor.device.size()));
+  out += tensor.device;
+}
+
+// Its keys as find_tensor compares them.
+std::string name_of(const format::IndexedTensor& tensor) {
+  std::string name;
+  for (const Value& key : tensor.path) {
+    if (!name.empty() || &key != &tensor.path.front()) name += '.';
+    const bool is_text = key.kind() == Kind::string;
+    name += !is_text                  ? std::to_string(key.as_int())
+            : key.as_string().empty() ? "''"
+                                      : key.as_string();
+  }
+  return name;
+}
+
+// A search for a name finds the one tensor that has it, or none where it could be several.
+void check_search(const std::string& bytes, const format::BlockIndex& index) {
+  std::map<std::string, int> names;
+  for (const format::IndexedTensor& tensor : index.tensors) ++names[name_of(tensor)];
+  for (const format::IndexedTensor& tensor : index.tensors) {
+    const std::string name = name_of(tensor);
+    const auto next = names.lower_bound(name + '.');
+    const bool has_below = next != names.end() && next->first.starts_with(name + '.');
+    try {
+      const auto found = format::find_tensor(bytes, name);
+      fuzz::require(found.has_value() == (names[name] == 1 && !has_below), "a search for a name");
+      fuzz::require(!found || (found->storage->record == tensor.record &&
+                               found->storage->device == tensor.device &&
+                               found->shape == tensor.geometry.shape),
+                    "another tensor than the name is of");
+    } catch (const Error&) {  // reaches outside of its record, which read_index leaves to others
+    }
+    if (index.tensors.size() > 50) return;
+  }
 }
 
 std::string written(const format::BlockIndex& index) {
@@ -59,5 +98,6 @@ extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size
   for (const format::IndexedTensor& tensor : index->tensors)
     fuzz::require(tensor.record < static_cast<std::int64_t>(index->storages.size()),
                   "a tensor in no storage");
+  check_search(once, *index);
   return 0;
 }

@@ -14,6 +14,7 @@
 #include <optional>
 #include <perdure/value.hpp>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -206,6 +207,13 @@ class CheckpointFile {
   explicit CheckpointFile(std::unique_ptr<Parts> parts);
   std::unique_ptr<Parts> parts_;
 };
+
+// Finds one tensor of a file that perdure wrote by its index alone, without reading its structure:
+// a few ms where there are 100,000. `name` is the tensor's keys joined with dots. Its storage has
+// size, device and number, but no data. Null where the file is another one or damaged, and where
+// the index does not tell of just one tensor under that name; CheckpointFile then says more.
+// Error(io).
+std::optional<Tensor> find_tensor(const Source& source, std::string_view name);
 
 // One damaged or unverifiable place.
 struct Finding {

@@ -53,12 +53,12 @@ class IndexTree {
     const std::uint64_t end = tensor.byte_range().second;
     if (line.record < 0) {
       tensor.storage = std::make_shared<TensorStorage>();
-      tensor.storage->device = "meta";
       tensor.storage->size = end;
     } else {
       tensor.storage = out_.storages.at(static_cast<std::size_t>(line.record));
       require(end <= tensor.storage->size);
     }
+    tensor.storage->device = line.device;
     return tensor;
   }
 

@@ -4,8 +4,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <perdure/value.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "format/archive_layout.hpp"
@@ -32,6 +34,7 @@ std::uint32_t combined(const StorageChecksums& sums, std::uint64_t block_size);
 struct IndexedTensor {
   KeyPath path;
   std::int64_t record = -1;  // -1: meta, no bytes
+  std::string device;        // "cpu", "cuda:0"
   Tensor geometry;           // storage is null
 };
 
@@ -54,5 +57,9 @@ std::uint64_t index_size(const std::vector<ZipRecord>& tensors, const TensorLine
 std::string write_index(const std::vector<StorageChecksums>& storages, const TensorLines& lines);
 // Error(corrupt) where the bytes contradict themselves, Error(unsupported) for a newer version.
 BlockIndex read_index(std::string_view bytes);
+// The one tensor whose keys, joined with dots, are `name`, in a storage without data, and nothing
+// else looked at. Null where there is none, and where several tensors could be meant, which of a
+// name with dots in its keys, or that other names go on from, nobody knows. Errors: read_index's.
+std::optional<Tensor> find_tensor(std::string_view bytes, std::string_view name);
 
 }  // namespace perdure::format

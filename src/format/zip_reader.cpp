@@ -36,6 +36,7 @@ class ZipReader {
   ZipReader(const Source& source, std::vector<PackedRecord>* packed)
       : source_(source), packed_(packed) {}
   std::vector<CheckpointFile::Record> read();
+  std::optional<CheckpointFile::Record> find_last(std::string_view name);
 
  private:
   static void require(bool ok, std::uint64_t offset, const char* what) {
@@ -284,6 +285,32 @@ std::vector<CheckpointFile::Record> ZipReader::read() {
   return records;
 }
 
+// Its entry is that which begins with the last signature and ends where the directory does.
+std::optional<CheckpointFile::Record> ZipReader::find_last(std::string_view name) {
+  constexpr std::uint64_t kMaxEntry = 512;
+  const Directory directory = find_directory();
+  const std::uint64_t size = std::min(directory.size, kMaxEntry);
+  const std::uint64_t begin = directory.offset + directory.size - size;
+  const std::string bytes = read_bytes(begin, size);
+  std::string signature;
+  put<std::uint32_t>(signature, kCentralSignature);
+  const std::size_t at = bytes.rfind(signature);
+  if (at == std::string::npos) return std::nullopt;
+  ByteReader in(std::string_view(bytes).substr(at), "zip directory", begin + at);
+  const CentralEntry entry = take_central_entry(in, directory.offset);
+  if (!in.done() || entry.name.substr(entry.name.find('/') + 1) != name || entry.method != 0)
+    return std::nullopt;
+  const std::uint64_t offset = entry.header_offset;
+  const std::string header_bytes = read_bytes(offset, kLocalSize + entry.name.size());
+  ByteReader header(header_bytes, "local zip header", offset);
+  const std::uint64_t data = take_local_header(header, offset).data_offset(offset);
+  require(header.take_bytes(entry.name.size()) == entry.name, offset,
+          "the names in local header and directory differ");
+  require(data <= directory.offset && entry.size <= directory.offset - data, offset,
+          "a record that does not fit in the file");
+  return CheckpointFile::Record{std::string(name), data, entry.size, entry.crc32};
+}
+
 void ZipReader::add(const CentralEntry& entry, std::uint64_t data,
                     std::vector<CheckpointFile::Record>& records) {
   CheckpointFile::Record record{std::string(entry.name.substr(top_.size())), data, entry.compressed,
@@ -292,6 +319,17 @@ void ZipReader::add(const CentralEntry& entry, std::uint64_t data,
   PackedRecord packed{std::move(record), entry.size};
   if (packed_ == nullptr || entry.method != kDeflated) refuse_packed(packed);
   packed_->push_back(std::move(packed));
+}
+
+// What the source itself has to say (io) names the file already.
+template <typename F>
+auto named(const Source& source, F&& parse) {
+  try {
+    return parse();
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::corrupt && error.code() != ErrorCode::unsupported) throw;
+    throw Error(error.code(), fmt::format("{}: {}", source.name(), error.what()));
+  }
 }
 
 }  // namespace
@@ -306,13 +344,12 @@ void refuse_packed(const PackedRecord& packed) {
 
 std::vector<CheckpointFile::Record> read_zip_directory(const Source& source,
                                                        std::vector<PackedRecord>* packed) {
-  try {
-    return ZipReader(source, packed).read();
-  } catch (const Error& error) {
-    // What the source itself has to say (io) names the file already.
-    if (error.code() != ErrorCode::corrupt && error.code() != ErrorCode::unsupported) throw;
-    throw Error(error.code(), fmt::format("{}: {}", source.name(), error.what()));
-  }
+  return named(source, [&] { return ZipReader(source, packed).read(); });
+}
+
+std::optional<CheckpointFile::Record> find_last_record(const Source& source,
+                                                       std::string_view name) {
+  return named(source, [&] { return ZipReader(source, nullptr).find_last(name); });
 }
 
 }  // namespace perdure::format

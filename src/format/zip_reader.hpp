@@ -2,8 +2,10 @@
 // agrees.
 #pragma once
 
+#include <optional>
 #include <perdure/file.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 namespace perdure::format {
@@ -22,6 +24,9 @@ struct PackedRecord {
 // all.
 std::vector<CheckpointFile::Record> read_zip_directory(const Source& source,
                                                        std::vector<PackedRecord>* packed = nullptr);
+// The record whose entry stands last in the directory; the rest of the archive is not read, so not
+// checked. Null where that is not the one of this name, or compressed. Error(corrupt) as above.
+std::optional<CheckpointFile::Record> find_last_record(const Source& source, std::string_view name);
 // Error(unsupported), for who has no use for it.
 [[noreturn]] void refuse_packed(const PackedRecord& packed);
 

@@ -170,6 +170,38 @@ def test_show_selects_by_key(tmp_path, pattern, expected):
     assert {e["key"] for e in shown.json["entries"] if e["kind"] == "tensor"} == expected
 
 
+def test_show_of_one_tensor_says_the_same_by_the_index_as_by_the_structure(tmp_path):
+    """A name with a `?` in it is looked for in data.pkl, one without in .perdure/index."""
+    base = torch.arange(12, dtype=torch.float32)
+    state = {
+        "model": {"weight": torch.nn.Parameter(base.view(3, 4)), "frozen": torch.nn.Parameter(torch.zeros(2), False)},
+        "view": base[2:5],
+        "strided": torch.ones(4, 5, dtype=torch.bfloat16).t(),
+        "grad": torch.zeros(3, requires_grad=True),
+        "conj": torch.ones(2, dtype=torch.complex64).conj(),
+        "empty": torch.empty(0, 3),
+        "scalar": torch.tensor(3, dtype=torch.int8),
+        "meta": torch.empty(7, 2, device="meta"),
+        "state": {0: {"exp_avg": torch.ones(2)}, 10: {"exp_avg": torch.ones(3)}, (1, "x"): torch.ones(4)},
+        "list": [torch.ones(1), [torch.ones(2)], {"": torch.ones(3)}],
+        "dotted": {"a.b": torch.ones(5), "c": 1},
+    }
+    perdure.save(state, tmp_path / "all.pt")
+    shown = run("show", "--json", tmp_path / "all.pt").json["entries"]
+    keys = [entry["key"] for entry in shown if entry["kind"] == "tensor"]
+    assert len(keys) == 16
+    for key in keys:
+        by_index = run("show", tmp_path / "all.pt", key)
+        by_structure = run("show", tmp_path / "all.pt", "?" + key[1:])
+        assert by_index.code == by_structure.code == 0, key
+        assert by_index.out == by_structure.out, key
+    # The difference: data.pkl damaged, one still tells.
+    damage(tmp_path / "all.pt", "data.pkl")
+    assert "[3, 4]" in run("show", tmp_path / "all.pt", "model.weight").out
+    assert run("show", tmp_path / "all.pt", "model.weigh?").code == 1
+    assert run("show", tmp_path / "all.pt", "model").code == 1
+
+
 def test_show_says_what_a_checkpoint_is(run_directory):
     newest = checkpoints_of(run_directory)[0]
     for path in (newest, run_directory):

@@ -75,6 +75,85 @@ TEST(BlockIndex, HoldsEveryTensorAndChecksum) {
   EXPECT_EQ(meta.path[0].as_string(), "(1, 'x')");
 }
 
+TEST(BlockIndex, NamesEveryOtherDeviceThanTheCpu) {
+  Sample sample;
+  for (auto& [key, tensor] : sample.state.as_dict().find("model")->as_dict())
+    if (key.kind() == Kind::integer) tensor.as_tensor().storage->device = "cuda:1";
+  const std::string bytes = index_of(sample);
+  const BlockIndex index = read_index(bytes);
+  EXPECT_EQ(index.tensors[0].device, "cpu");
+  EXPECT_EQ(index.tensors[1].device, "cuda:1");
+  EXPECT_EQ(index.tensors[2].device, "meta");
+  const std::size_t at = bytes.find("cuda:1");
+  EXPECT_EQ(bytes.find("cuda:1", at + 1), std::string::npos);
+  EXPECT_EQ(get<std::uint32_t>(&bytes[at - 4]), 6u);
+  EXPECT_EQ(index_of(Sample()).size(), bytes.size() - 10);
+  EXPECT_EQ(find_tensor(bytes, "model.7")->storage->device, "cuda:1");
+}
+
+TEST(BlockIndex, FindsTheOneTensorThatANameIsOf) {
+  const Sample sample;
+  const std::string bytes = index_of(sample);
+  const Tensor weight = find_tensor(bytes, "model.weight").value();
+  EXPECT_EQ(weight.dtype, DType::float32);
+  EXPECT_TRUE(weight.parameter);
+  EXPECT_EQ(weight.shape, std::vector<std::int64_t>{(kBlockSize + 8) / 4});
+  EXPECT_EQ(weight.storage->record, 0);
+  EXPECT_EQ(weight.storage->size, kBlockSize + 8);
+  EXPECT_EQ(weight.storage->device, "cpu");
+  const Tensor row = find_tensor(bytes, "model.7").value();
+  EXPECT_EQ(row.storage->record, 1);
+  EXPECT_EQ(row.storage->size, 12u);
+  EXPECT_EQ(row.strides, std::vector<std::int64_t>{2});
+  const Tensor meta = find_tensor(bytes, "(1, 'x')").value();
+  EXPECT_EQ(meta.storage->record, -1);
+  EXPECT_EQ(meta.storage->device, "meta");
+  EXPECT_EQ(meta.storage->size, 14u);
+  for (const char* name : {"", "model", "model.", "model.weigh", "model.weight.", "model.weights",
+                           "model.weight.x", ".model.weight", "weight", "7", "model.70", "state"})
+    EXPECT_FALSE(find_tensor(bytes, name)) << name;
+}
+
+TEST(BlockIndex, FindsNothingWhereANameCouldBeOfSeveral) {
+  float number = 1;
+  const Tensor one = Tensor::over(&number, DType::float32, {1});
+  const Value state = Dict{{"a", Dict{{"b", one}, {"c", one}, {"", one}}},
+                           {"a.b", one},
+                           {"d", one},
+                           {"d.e", Dict{{"f", one}}},
+                           {1, one},
+                           {"1", one}};
+  const std::string file = file_of(state);
+  const auto source = source_of(file);
+  EXPECT_TRUE(find_tensor(*source, "a.c"));
+  EXPECT_TRUE(find_tensor(*source, "a.''"));
+  EXPECT_TRUE(find_tensor(*source, "d.e.f"));
+  for (const char* name : {"a.b", "a", "d", "1", "a.", "d.e"})
+    EXPECT_FALSE(find_tensor(*source, name)) << name;
+}
+
+TEST(BlockIndex, NothingIsFoundInADamagedFile) {
+  const std::string whole = file_of(Sample().state);
+  const CheckpointFile file = CheckpointFile::open(source_of(whole));
+  for (const auto& record : file.records()) {
+    if (record.name != ".perdure/index") continue;
+    for (std::size_t at = record.offset - 40; at < whole.size(); ++at) {
+      std::string damaged = whole;
+      damaged[at] = static_cast<char>(damaged[at] ^ 4);
+      const auto found = find_tensor(*source_of(damaged), "model.weight");
+      if (at >= record.offset && at < record.offset + record.size) {
+        EXPECT_FALSE(found) << at;
+      }
+      if (found) {
+        EXPECT_EQ(found->storage->size, kBlockSize + 8);
+      }
+    }
+  }
+  EXPECT_TRUE(find_tensor(*source_of(whole), "model.weight"));
+  EXPECT_FALSE(find_tensor(*source_of(whole.substr(0, whole.size() - 1)), "model.weight"));
+  EXPECT_FALSE(find_tensor(*source_of("no zip at all"), "model.weight"));
+}
+
 TEST(BlockIndex, HasTheBytesThatTheFormatSays) {
   const Sample sample;
   const std::string bytes = index_of(sample);
@@ -180,7 +259,14 @@ TEST(BlockIndex, HostileNumbersAreComparedWithTheBytesBeforeMemoryIsTaken) {
       {"no UTF-8", header(1, 0, 1) + tensor(huge, 1, 1, 0) + key(0, 1, "\xff")},
       {"does not begin as an index", std::string("PERDUREY") + header(1, 0, 0).substr(8)},
   };
-  for (const auto& [message, bytes] : cases) EXPECT_ERROR(corrupt, message, read_index(bytes));
+  for (const auto& [message, bytes] : cases) {
+    EXPECT_ERROR(corrupt, message, read_index(bytes));
+    try {  // looks at less, and at nothing else than read_index
+      EXPECT_FALSE(find_tensor(bytes, "x")) << message;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.code(), ErrorCode::corrupt) << message;
+    }
+  }
   EXPECT_NO_THROW(read_index(header(1, 0, 1) + tensor(huge, 1, 1, 0) + key(1, 2, "-7")));
 }
 
