@@ -20,9 +20,11 @@ from pathlib import Path
 import torch
 
 import perdure
+import table
 from limits import fio_seconds, memcpy_seconds
 
-PERDURE = os.environ.get("PERDURE_CLI") or shutil.which("perdure") or "perdure"
+PERDURE = os.environ.get("PERDURE_CLI") or Path(sys.executable).with_name("perdure")  # where the wheel puts it
+MANY = 100_000  # tensors
 DTYPES = ["float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "uint8", "float8_e4m3fn", "bool", "complex64"]
 
 
@@ -38,8 +40,8 @@ def warm(*paths):
         subprocess.run(["cat", path], stdout=subprocess.DEVNULL, check=True)
 
 
-def seconds(*command) -> tuple[float, float]:
-    """Wall time, and MB at most in memory."""
+def run(*command) -> tuple[float, float]:
+    """Seconds, and MB at most in memory."""
     start = time.perf_counter()
     process = subprocess.Popen([PERDURE, *map(str, command)], stdout=subprocess.DEVNULL)
     _, status, usage = os.wait4(process.pid, 0)
@@ -47,6 +49,10 @@ def seconds(*command) -> tuple[float, float]:
     if process.returncode not in (0, 1):
         sys.exit(f"perdure {' '.join(map(str, command))} failed")
     return time.perf_counter() - start, usage.ru_maxrss / 1024  # torch's own 250 MB, where it is less
+
+
+def seconds(command, rounds: int) -> float:
+    return statistics.median(run(*command)[0] for _ in range(rounds))
 
 
 def plain_read(path) -> float:
@@ -58,19 +64,28 @@ def plain_read(path) -> float:
     return time.perf_counter() - start
 
 
-def model(megabytes, seed) -> dict:
+def save_model(megabytes, seed, path):
     generator = torch.Generator().manual_seed(seed)
     count = max(1, megabytes // 40)
-    return {f"layer{i}": torch.randn(10_000_000, generator=generator) for i in range(count)}
+    perdure.save({f"layer{i}": torch.randn(10_000_000, generator=generator) for i in range(count)}, path)
 
 
-def save_model(megabytes, seed, path):
-    perdure.save(model(megabytes, seed), path)
+def save_many(path):
+    perdure.save({"model": {f"layers.{i}.weight": torch.full((4,), float(i)) for i in range(MANY)}}, path)
 
 
-def cold(a, b, rounds):
+def elsewhere(function, *arguments):
+    """In another process: the memory of this one is counted as a command's."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(function, arguments)
+
+
+def cold(folder, megabytes, rounds) -> dict:
+    a, b = folder / "command-a.pt", folder / "command-b.pt"
+    for seed, path in enumerate((a, b)):
+        elsewhere(save_model, megabytes, seed, path)
     size = a.stat().st_size
-    commands = {
+    commands = {  # and the files that it reads
         "verify": (["verify", a], 1), "stats": (["stats", a], 1), "diff of two": (["diff", a, b], 2), "diff of equal": (["diff", a, a], 0),
     }  # fmt: skip
     times = {name: [] for name in ("plain read", *commands)}
@@ -80,20 +95,22 @@ def cold(a, b, rounds):
         times["plain read"].append(plain_read(a))
         for name, (command, _) in commands.items():
             drop(a, b)
-            taken, peak = seconds(*command)
+            taken, peak = run(*command)
             times[name].append(taken)
             memory[name] = max(memory[name], peak)
+    a.unlink(), b.unlink()
     limit = statistics.median(times["plain read"])
-    print(f"cold, {size / 1e6:.0f} MB a file\n  {'plain read':14} {limit:7.2f} s  {size / limit / 1e9:5.2f} GB/s")
+    rows = {"plain read": {"seconds": limit, "bytes": size, "ratio": 1.0}}
     for name, (_, files) in commands.items():
         taken = statistics.median(times[name])
-        ratio = f"{taken / limit / files:5.2f} of plain reads" if files else ""
-        print(f"  {name:14} {taken:7.2f} s  {files * size / taken / 1e9:5.2f} GB/s  {memory[name]:4.0f} MB  {ratio}")
+        ratio = taken / limit / files if files else None
+        rows[name] = {"seconds": taken, "bytes": files * size, "ratio": ratio, "memory": memory[name] * 1e6}
+    return rows
 
 
-def by_dtype(folder, megabytes, rounds):
+def by_dtype(folder, megabytes, rounds) -> dict:
     size = megabytes * 1_000_000
-    print(f"warm, by dtype, {megabytes} MB a file; memcpy with two threads {size / memcpy_seconds(size, 2) / 1e9:.1f} GB/s")
+    rows = {"memcpy, 2 threads": {"copy": size / memcpy_seconds(size, 2)}}
     a, b = folder / "dtype-a.pt", folder / "dtype-b.pt"
     for name in DTYPES:
         dtype = getattr(torch, name)
@@ -105,25 +122,62 @@ def by_dtype(folder, megabytes, rounds):
         perdure.save({"x": x}, b)
         del x
         warm(a, b)
-        found = {command[0]: statistics.median(seconds(*command)[0] for _ in range(rounds))
-                 for command in (["verify", a], ["stats", a], ["diff", a, b])}  # fmt: skip
-        rates = [size * (2 if c == "diff" else 1) / found[c] / 1e9 for c in ("verify", "stats", "diff")]
-        print(f"  {name:14} verify {rates[0]:5.1f}  stats {rates[1]:5.1f}  diff {rates[2]:5.1f} GB/s")
+        rows[name] = {
+            "verify": size / seconds(["verify", a], rounds),
+            "stats": size / seconds(["stats", a], rounds),
+            "diff": 2 * size / seconds(["diff", a, b], rounds),
+        }
     a.unlink(), b.unlink()
+    return rows
 
 
-def save_many(path):
-    perdure.save({"model": {f"layers.{i}.weight": torch.full((4,), float(i)) for i in range(100_000)}}, path)
-
-
-def quick(folder):
+def quick(folder) -> dict:
     path = folder / "command-many.pt"
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        pool.apply(save_many, (path,))
-    print("\nwarm, milliseconds")
-    for what, command in {"start": ["--version"], "show one of 100,000": ["show", path, "model.layers.77777.weight"]}.items():
-        print(f"  {what:20} {1000 * statistics.median(seconds(*command)[0] for _ in range(11)):8.1f}")
+    elsewhere(save_many, path)
+    found = {
+        "start": seconds(["--version"], 11),
+        "show one": seconds(["show", path, f"model.layers.{MANY * 7 // 9}.weight"], 11),
+        "show all": seconds(["show", path], 3),
+    }
     path.unlink()
+    return found
+
+
+def measure(folder: Path, megabytes: int, rounds: int) -> dict:
+    folder.mkdir(parents=True, exist_ok=True)
+    return {
+        "cold": cold(folder, megabytes, rounds),
+        "dtypes": by_dtype(folder, max(1, megabytes // 3), rounds),
+        "quick": quick(folder),
+    }
+
+
+def report(results: dict) -> str:
+    return "\n".join(
+        [
+            table.render(
+                f"The command, cold, {results['cold']['plain read']['bytes'] / 1e6:,.0f} MB a file",
+                [
+                    {
+                        "": name, "seconds": table.seconds(row["seconds"]), "GB/s": f"{row['bytes'] / row['seconds'] / 1e9:.2f}",
+                        "/ plain read": table.times(row["ratio"]), "memory": table.megabytes(row.get("memory")),
+                    }
+                    for name, row in results["cold"].items()
+                ],
+            ),  # fmt: skip
+            table.render(
+                "The command, from the cache, GB/s by dtype",
+                [
+                    {"": name, **{what: f"{row[what] / 1e9:.1f}" if what in row else "-" for what in ("copy", "verify", "stats", "diff")}}
+                    for name, row in results["dtypes"].items()
+                ],
+            ),
+            table.render(
+                f"The command, from the cache, a file of {MANY:,} tensors",
+                [{"": name, "ms": f"{1000 * taken:.1f}"} for name, taken in results["quick"].items()],
+            ),
+        ]
+    )
 
 
 def main():
@@ -132,15 +186,7 @@ def main():
     parser.add_argument("--folder", type=Path, default=Path("build/bench"))
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    options.folder.mkdir(parents=True, exist_ok=True)
-    a, b = options.folder / "command-a.pt", options.folder / "command-b.pt"
-    for seed, path in enumerate((a, b)):  # by another process: the memory of this one is counted as a command's
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            pool.apply(save_model, (options.megabytes, seed, path))
-    cold(a, b, options.rounds)
-    a.unlink(), b.unlink()
-    by_dtype(options.folder, options.megabytes // 3, options.rounds)
-    quick(options.folder)
+    print(report(measure(options.folder, options.megabytes, options.rounds)))
 
 
 if __name__ == "__main__":

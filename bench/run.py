@@ -4,6 +4,7 @@
   load    the same state: cold and warm, memory, verified or not
   train   a training loop with a save of 363 MB every few steps: what the steps cost
   small   12,000 small tensors, 300 MB
+  command verify, stats and diff of 1.5 GB beside plain reads; start, and show of one of 100,000 tensors
 
 How it is measured, and why so, stands in bench/README.md.
 
@@ -26,11 +27,12 @@ from pathlib import Path
 import perdure
 import torch
 
+import command
 import table
 import targets
 from driver import Driver
 
-BENCHES = ("save", "load", "train", "small")
+BENCHES = ("save", "load", "train", "small", "command")
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -49,7 +51,7 @@ def parse(arguments) -> Options:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--only", type=words, default=list(BENCHES), help="some of save,load,train,small")
+    add("--only", type=words, default=list(BENCHES), help=f"some of {','.join(BENCHES)}")
     add("--contenders", type=words, default=["*"], help="names or patterns (they are shown while it runs)")
     add("--rounds", type=int, help="fresh processes for each contender (default: 3)")
     add("--saves", type=int, default=3, help="saves in each of them; the first is shown apart (default: 3)")
@@ -107,6 +109,7 @@ def measure(options: Options, folder: Path) -> dict:
         "load": driver.loads,
         "train": driver.training,
         "small": lambda: driver.saves("small"),
+        "command": lambda: command.measure(folder, 1500 if options.scale == "full" else 80, options.rounds),
     }
     results = {name: benches[name]() for name in BENCHES if name in options.only}
     if options.drift and "save" in options.only:
@@ -127,6 +130,8 @@ def report(results: dict) -> str:
         parts.append(table.train_table(f"Training, with a save every {every} steps", results["train"]))
     if "small" in results:
         parts.append(table.save_table(_title("Save: many small tensors", results["small"]), results["small"]))
+    if "command" in results:
+        parts.append(command.report(results["command"]))
     return "\n".join([*parts, targets.check(results)])
 
 

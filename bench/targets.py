@@ -37,6 +37,8 @@ def check(results: dict) -> str:
         _loads(targets, results["load"])
     if "train" in results:
         _training(targets, results["train"])
+    if "command" in results:
+        _command(targets, results["command"])
     return targets.render()
 
 
@@ -91,6 +93,15 @@ def _training(targets: CheckList, bench: dict) -> None:
     row = table.train_medians(bench["contenders"].get("perdure-overlapped", []))
     targets.at_most("4. training, overlapped: mean step / bare", table.ratio(row["mean"], bare["mean"]), 1.08)
     targets.at_most("4. training, overlapped: p98 step / bare", table.ratio(row["p98"], bare["p98"]), 1.25)
+
+
+def _command(targets: CheckList, bench: dict) -> None:
+    for name, target in (("verify", 1.10), ("diff of two", 1.20)):
+        targets.at_most(f"5. {name}, cold / plain reads", bench["cold"][name]["ratio"], target)
+    memory = max(row.get("memory", 0) for row in bench["cold"].values()) / MB
+    targets.at_most("5. memory of a command", memory, 300, "MB")
+    targets.at_most("5. show of one tensor of 100,000", _ms(bench["quick"]["show one"]), 20, "ms")
+    targets.at_most("5. start of the command", _ms(bench["quick"]["start"]), 10, "ms")
 
 
 def _above_staging(results: list[dict]) -> float | None:
