@@ -156,13 +156,10 @@ class TrainingState:
 
     def _add_value(self, name, value):
         encode(value, f"state.{name}")  # what cannot be saved is said now, not at the first save
-        self._entry(name, _core.Role.value, lambda: encode(self._values[name], f"state.{name}"),
-                    lambda v: self._put(name, decode(v, Placement(fallback="cpu"))))  # fmt: skip
-        self._values[name] = value
-
-    def _put(self, name, new):
-        if not _fill(self._values[name], new):
-            self._values[name] = new
+        values = self._values  # and not self: Python's collector does not see what the core holds
+        self._entry(name, _core.Role.value, lambda: encode(values[name], f"state.{name}"),
+                    lambda v: _put(values, name, decode(v, Placement(fallback="cpu"))))  # fmt: skip
+        values[name] = value
 
     def _entry(self, name, role, get, put, check=None, align=None, encoder=None, live=None, structure=None):
         put = _named(name, put)
@@ -241,6 +238,11 @@ def _has_cuda(value) -> bool:
         if key.scalar() == "rng":
             return any(kind.scalar() == "cuda" for kind, _ in part.entries())
     return False
+
+
+def _put(values, name, new):
+    if not _fill(values[name], new):
+        values[name] = new
 
 
 def _fill(old, new) -> bool:

@@ -1,6 +1,8 @@
 """TrainingState: what fits goes back exactly, what does not is listed before anything changes."""
 
+import gc
 import random
+import weakref
 
 import numpy as np
 import pytest
@@ -414,3 +416,40 @@ def test_broken_state_is_not_saved(tmp_path):
         checkpoints.restore(state)
         assert not state.broken
         checkpoints.save(state).wait()
+
+
+class Trainer:
+    """Of a class of the user's own."""
+
+    def state_dict(self):
+        return {"count": 1}
+
+    def load_state_dict(self, state_dict):
+        pass
+
+
+def test_it_goes_when_nobody_has_it(tmp_path):
+    """Nothing of a training stays in memory because it was registered, saved or restored once."""
+
+    def train():
+        model = nn.Linear(3, 2)
+        optimizer = torch.optim.AdamW(model.parameters())
+        state = perdure.TrainingState(
+            model=model, optimizer=optimizer, scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 1), trainer=Trainer(),
+            generator=torch.Generator(), numpy=np.random.default_rng(), python=random.Random(), epoch=0, values=[torch.ones(2)],
+            loader=perdure.ResumableLoader(torch.utils.data.DataLoader(range(8), batch_size=2)),
+        )  # fmt: skip
+        with perdure.CheckpointManager(tmp_path, capture="overlapped") as checkpoints:
+            checkpoints.restore(state)
+            model(torch.ones(1, 3)).sum().backward()
+            optimizer.step()
+            checkpoints.save(state)
+            for _ in state.loader:
+                pass
+        state.load_state_dict(state.state_dict())
+        return [weakref.ref(thing) for thing in (state, model, optimizer, state.trainer, state.loader, state.values[0])]
+
+    for _ in range(2):
+        left = train()
+        gc.collect()
+        assert [ref() for ref in left] == [None] * len(left)
