@@ -15,7 +15,7 @@
 //  7. close it, and heed what close says (NFS)      old; debris, whole
 //  8. rename it to NAME: over the old file in a     old or new, each whole, for the bytes were
 //     one-file save, never over one in a run        durable before. Readers see new at once
-//  9. fsync D                                       new
+//  9. fsync D, and see that it is still there       new
 // 10. only now does commit() return                 new
 //
 // An error in 2 to 8 removes the temporary file and leaves old. An error in 9 leaves new visible

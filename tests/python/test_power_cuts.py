@@ -75,7 +75,8 @@ def train_until_cut(where, choose) -> tuple[int, list[int]]:
     time.sleep(choose.uniform(0.001, 0.15))
     disks.cut_power(where)
     trainer.send_signal(signal.SIGKILL)
-    output, _ = trainer.communicate(timeout=60)
+    with trainer:
+        output = trainer.stdout.read()  # and not communicate(), which knows nothing of what readline() took beyond its line
     return steps_of(first, "restored")[0], steps_of(output, "saved")
 
 

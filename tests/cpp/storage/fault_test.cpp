@@ -70,20 +70,43 @@ void for_every_fault(Prepare prepare, Action action, Check check) {
 
 bool is_temporary(const std::string& name) { return name.ends_with(".tmp"); }
 
+void save_over(io::System& system, const TemporaryDirectory& directory) {
+  const auto target = storage::resolve_target(system, directory / "a.pt");
+  target.folder->collect_debris_of(target.name);
+  put(*target.folder, target.name, "new");
+}
+
+// How many fstats such a save makes; the last one is behind the fsync of the directory.
+int fstats_of_a_save() {
+  TemporaryDirectory directory;
+  TemporaryDirectory::write(directory / "a.pt", "old content");
+  FaultySystem system;
+  save_over(system, directory);
+  return system.count(Call::fstat);
+}
+
+// XFS that has shut itself down says of the fsync of a directory that all went well.
+TEST(FaultTest, ADirectoryThatIsNotThereAnyMoreIsNotDurable) {
+  TemporaryDirectory directory;
+  TemporaryDirectory::write(directory / "a.pt", "old content");
+  FaultySystem system;
+  system.fail(Call::fstat, fstats_of_a_save(), EIO);
+  EXPECT_ERROR(io, "make durable (fsync) the directory", save_over(system, directory));
+  EXPECT_EQ(system.count(Call::fsync), 2);
+}
+
 TEST(FaultTest, ASaveThatFailsLeavesTheOldContent) {
   for_every_fault(
       [](const TemporaryDirectory& directory) {
         TemporaryDirectory::write(directory / "a.pt", "old content");
       },
-      [](io::System& system, const TemporaryDirectory& directory) {
-        const auto target = storage::resolve_target(system, directory / "a.pt");
-        target.folder->collect_debris_of(target.name);
-        put(*target.folder, target.name, "new");
-      },
-      [](const TemporaryDirectory& directory, Call call, int n, bool threw) {
-        // The second fsync is the directory's: the new content is visible then, but not known to be
-        // durable.
-        const bool visible = !threw || (call == Call::fsync && n == 2);
+      save_over,
+      [last = fstats_of_a_save()](const TemporaryDirectory& directory, Call call, int n,
+                                  bool threw) {
+        // The second fsync is the directory's, and what looks at it afterwards: the new content is
+        // visible then, but not known to be durable.
+        const bool visible =
+            !threw || (call == Call::fsync && n == 2) || (call == Call::fstat && n == last);
         EXPECT_EQ(TemporaryDirectory::content(directory / "a.pt"), visible ? "new" : "old content");
         EXPECT_EQ(directory.names(), (std::set<std::string>{"a.pt"}));
       });
