@@ -50,6 +50,13 @@ void refuse_torch_script(const format::ZipRecords& zip) {
         fmt::format("{}: a TorchScript archive, which cannot be repaired", zip.source().name()));
 }
 
+// Every writer numbers them; in another name there is damage.
+bool is_storage(std::string_view name) {
+  if (!name.starts_with(kFolder)) return false;
+  const std::string_view key = name.substr(kFolder.size());
+  return !key.empty() && std::ranges::all_of(key, [](char c) { return c >= '0' && c <= '9'; });
+}
+
 }  // namespace
 
 Remains::Remains(std::shared_ptr<const Source> source) : source_(std::move(source)) {
@@ -237,7 +244,7 @@ std::optional<std::string> Remains::read_text(std::string_view name) const {
 std::vector<std::pair<std::string, std::uint64_t>> Remains::sized_storages() const {
   std::vector<std::pair<std::string, std::uint64_t>> out;
   for (const RecordClaim& claim : claims_)
-    if (claim.size && claim.name.starts_with(kFolder))
+    if (claim.size && is_storage(claim.name))
       out.emplace_back(claim.name.substr(kFolder.size()), *claim.size);
   return out;
 }

@@ -50,7 +50,7 @@ class Remains {
   // The content of a small record, proven; nothing where it is not.
   std::optional<std::string> read_text(std::string_view name) const;
 
-  // The records data/N of which both ends are there: key, size.
+  // The records data/N, N a number, of which both ends are there: key, size.
   std::vector<std::pair<std::string, std::uint64_t>> sized_storages() const;
 
  private:

@@ -135,6 +135,14 @@ TEST(Salvage, AnotherStructureIsRefused) {
   EXPECT_ERROR(corrupt, "", salvaged(cut, "no checkpoint at all"));
 }
 
+TEST(Salvage, ARecordWhoseNameIsTornIsLostAndNoOtherStructure) {
+  std::string cut = cut_before(file_of(two_layers(1)), "data.pkl");
+  cut[cut.find("archive/data/1") + 13] = '\xa3';
+  const auto found = salvaged(cut, file_of(two_layers(2)));
+  EXPECT_EQ(found.report.saved.tensors, 2u);
+  EXPECT_EQ(lost_paths(found.report)[0], "state['model']['fc2']");
+}
+
 // ---- a checkpoint in a checkpoint
 
 // The bytes of a whole checkpoint of the same structure lie in a tensor: none of its records may be
