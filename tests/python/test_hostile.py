@@ -85,9 +85,11 @@ def worker():
     assert worker.close() == 0
 
 
-def is_as_expected(name, outcome) -> bool:
-    wanted = hostile.expected(name.partition(" ")[0])
-    refused = outcome in ("corrupt", "unsupported")
+def is_as_expected(name, answer) -> bool:
+    wanted, outcome = hostile.expected(name.partition(" ")[0]), answer["outcome"]
+    # A mutation may make another word of "cpu", and a device that is not there is the caller's to replace.
+    elsewhere = outcome == "invalid" and "tensors of this file belong on" in answer["text"]
+    refused = outcome in ("corrupt", "unsupported") or elsewhere
     return outcome == wanted or (wanted == "refused" and refused) or (wanted == "refused-or-loads" and (refused or outcome == "loads"))
 
 
@@ -117,7 +119,7 @@ def test_load(files, loaded):
     found = []
     for name, answer in loaded.items():
         found.append(complaint(name, files[name], answer))
-        if not is_as_expected(name, answer["outcome"]):
+        if not is_as_expected(name, answer):
             found.append(f"{name}: {hostile.expected(name.partition(' ')[0])} expected, {answer['outcome']}: {answer['text'][:300]}")
     check(found)
 
