@@ -50,7 +50,7 @@ class InCOrder final : public DeviceCopier {
     if (tensor_.storage->copier) tensor_.storage->copier->catch_up();
   }
   void copy(MutableBytes to, const std::byte* from) override {
-    const auto bytes = loaded_->get(this, [this] { return load(); });
+    const auto bytes = loaded_->get(this, this, [this] { return load(); });
     std::memcpy(to.data(), bytes->data() + (from - begin), to.size());
   }
   void finish() override {}

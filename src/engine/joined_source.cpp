@@ -49,6 +49,17 @@ void SubSource::will_read(std::uint64_t offset, std::uint64_t size) const {
   source_->will_read(offset_ + offset, size);
 }
 
+HeldSource::HeldSource(const Source& source)
+    : bytes_(source.size()), name_(source.place(0).name), begin_(source.place(0).offset) {
+  source.read(0, bytes_);
+}
+
+void HeldSource::read(std::uint64_t offset, MutableBytes into) const {
+  if (!is_inside(offset, into.size(), bytes_.size()))
+    throw_outside(name_, offset, into.size(), bytes_.size());
+  std::copy_n(bytes_.data() + offset, into.size(), into.data());
+}
+
 std::uint64_t JoinedSource::append(std::shared_ptr<const Source> source, std::uint64_t offset,
                                    std::uint64_t size) {
   const std::uint64_t begin = size_;

@@ -31,6 +31,23 @@ class SubSource final : public Source {
   std::uint64_t size_;
 };
 
+// A copy of another source in memory.
+class HeldSource final : public Source {
+ public:
+  explicit HeldSource(const Source& source);
+
+  std::uint64_t size() const override { return bytes_.size(); }
+  const std::string& name() const override { return name_; }
+  void read(std::uint64_t offset, MutableBytes into) const override;
+  bool is_cached() const override { return true; }
+  Place place(std::uint64_t offset) const override { return {name_, begin_ + offset}; }
+
+ private:
+  std::vector<std::byte> bytes_;
+  std::string name_;
+  std::uint64_t begin_ = 0;  // in the file of that name
+};
+
 // Runs of other sources end to end. Complete before the first read.
 class JoinedSource final : public Source {
  public:

@@ -74,32 +74,30 @@ void copy_elements(const Tensor& tensor, ConstBytes storage, MutableBytes out) {
   }
 }
 
-LastLoaded::Bytes LastLoaded::get(const void* owner,
+LastLoaded::Bytes LastLoaded::get(const void* tensor, const void* piece,
                                   const std::function<std::vector<std::byte>()>& load) {
   const std::lock_guard lock(mutex_);
-  if (owner_ == owner) return bytes_;
-  owner_ = nullptr;
-  bytes_ = nullptr;  // not two of them at a time
-  bytes_ = std::make_shared<const std::vector<std::byte>>(load());
-  owner_ = owner;
-  return bytes_;
+  if (tensor_ != tensor) pieces_.clear();  // not two of them at a time
+  tensor_ = tensor;
+  Bytes& bytes = pieces_[piece];
+  if (!bytes) bytes = std::make_shared<const std::vector<std::byte>>(load());
+  return bytes;
 }
 
-void LastLoaded::forget(const void* owner) noexcept {
+void LastLoaded::forget(const void* piece) noexcept {
   const std::lock_guard lock(mutex_);
-  if (owner_ != owner) return;
-  owner_ = nullptr;
-  bytes_ = nullptr;
+  pieces_.erase(piece);
 }
 
 StridedSource::StridedSource(std::shared_ptr<const Source> source,
                              const CheckpointFile::Record& record, bool has_checksum, Tensor tensor,
-                             std::shared_ptr<LastLoaded> last)
+                             std::shared_ptr<LastLoaded> last, const void* whole)
     : source_(std::move(source)),
       record_(record),
       has_checksum_(has_checksum),
       tensor_(std::move(tensor)),
       last_(std::move(last)),
+      whole_(whole),
       size_(tensor_.numel() * itemsize(tensor_.dtype)) {}
 
 std::vector<std::byte> StridedSource::load() const {
@@ -121,7 +119,7 @@ void StridedSource::read(std::uint64_t offset, MutableBytes into) const {
   if (offset > size_ || into.size() > size_ - offset)
     throw Error(ErrorCode::io, fmt::format("cannot read {} bytes at offset {} of a tensor of {}",
                                            into.size(), offset, size_));
-  const LastLoaded::Bytes bytes = last_->get(this, [this] { return load(); });
+  const LastLoaded::Bytes bytes = last_->get(whole_, this, [this] { return load(); });
   std::memcpy(into.data(), bytes->data() + offset, into.size());
 }
 

@@ -30,8 +30,10 @@ class NewDirectory {
   NewDirectory& operator=(const NewDirectory&) = delete;
   ~NewDirectory();  // removes every trace, unless it was committed
 
-  // Where its files are written.
+  // Where its files are written, also by other processes: what they put there must be durable
+  // before the commit.
   LocalStorage& files() { return *files_; }
+  std::string path() const { return parent_->path_of(temporary_); }
   // As Replacement::commit.
   void commit();
 

@@ -174,13 +174,39 @@ TEST(StridedSource, GivesElementsInOrder) {
   tensor.shape = {3, 2};
   tensor.strides = {1, 3};
   const auto last = std::make_shared<LastLoaded>();
-  const StridedSource source(named("?" + bytes, "file"), record, true, tensor, last);
+  const StridedSource source(named("?" + bytes, "file"), record, true, tensor, last, &tensor);
   EXPECT_EQ(read_all(source, 0, 12), "a0d3b1e4c2f5");
   EXPECT_EQ(read_all(source, 3, 4), "3b1e");
   const StridedSource damaged(named("!" + bytes.substr(1) + "!", "file"), record, true, tensor,
-                              last);
+                              last, &bytes);
   EXPECT_ERROR(corrupt, "file: 12 bytes at offset 1 do not have the checksum",
                read_all(damaged, 0, 1));
+}
+
+TEST(LastLoaded, KeepsAllPiecesOfOneTensorAndOfNoOther) {
+  LastLoaded last;
+  int loads = 0;
+  const int tensors[2] = {}, pieces[3] = {};
+  const auto get = [&](int tensor, int piece) {
+    const auto bytes = last.get(&tensors[tensor], &pieces[piece], [&] {
+      ++loads;
+      return std::vector<std::byte>(1, static_cast<std::byte>(piece));
+    });
+    return static_cast<int>(bytes->at(0));
+  };
+  for (int round = 0; round < 2; ++round)
+    for (int piece = 0; piece < 2; ++piece) EXPECT_EQ(get(0, piece), piece);
+  EXPECT_EQ(loads, 2);
+  EXPECT_EQ(get(1, 2), 2);  // and the others are let go
+  EXPECT_EQ(get(0, 0), 0);
+  EXPECT_EQ(loads, 4);
+  last.forget(&pieces[0]);
+  EXPECT_EQ(get(0, 0), 0);
+  EXPECT_EQ(loads, 5);
+  EXPECT_THROW(last.get(&tensors[0], &pieces[1],
+                        []() -> std::vector<std::byte> { throw std::runtime_error("no"); }),
+               std::runtime_error);
+  EXPECT_EQ(get(0, 1), 1);
 }
 
 }  // namespace

@@ -1,0 +1,102 @@
+#include "engine/dcp_parts.hpp"
+
+#include <fmt/format.h>
+
+#include "engine/joined_source.hpp"
+#include "format/pickle_reader.hpp"
+#include "format/safetensors_file.hpp"
+
+namespace perdure::engine {
+namespace {
+
+namespace fs = std::filesystem;
+using format::DcpChunk;
+using format::DcpItem;
+
+format::DcpMetadata read_metadata(FilePool& pool, const fs::path& directory,
+                                  const std::string& name) {
+  const auto source = pool.source(name);
+  if (source->size() > format::kMaxPickle)
+    throw Error(ErrorCode::unsupported, fmt::format("{}: more than 1 GiB", source->name()));
+  std::string pickle(source->size(), '\0');
+  source->read(0, std::as_writable_bytes(std::span(pickle)));
+  try {
+    return format::read_dcp_metadata(pickle);
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("{}/{}", directory.string(), error.what()));
+  }
+}
+
+[[noreturn]] void damaged(const Source& source, std::uint64_t offset, const DcpItem& item,
+                          const std::string& what) {
+  const Place place = source.place(offset);
+  throw Error(ErrorCode::corrupt, fmt::format("{}: {} at offset {} {}", place.name,
+                                              repr(Value(item.name)), place.offset, what));
+}
+
+}  // namespace
+
+DcpParts::DcpParts(const fs::path& directory, const std::string& metadata)
+    : name_(directory.string()),
+      pool_(FilePool::open(directory)),
+      metadata_(read_metadata(*pool_, directory, metadata)),
+      files_(metadata_.files.size()) {}
+
+std::shared_ptr<const Source> DcpParts::file(std::size_t number) {
+  if (!files_[number]) files_[number] = pool_->source(metadata_.files[number]);
+  return files_[number];
+}
+
+DcpParts::Part DcpParts::read(const DcpItem& item, const format::DcpPlace& place, bool allow_opaque,
+                              bool held) {
+  try {
+    std::shared_ptr<const Source> source =
+        std::make_shared<SubSource>(file(place.file), place.offset, place.length);
+    if (held) source = std::make_shared<HeldSource>(*source);
+    format::Contents contents = format::read_contents(*source, allow_opaque);
+    return {std::move(source), std::move(contents)};
+  } catch (const Error& error) {
+    throw Error(error.code(),
+                fmt::format("{} ({}, offset {}): {}", name_, repr(Value(item.name)), place.offset,
+                            error.what()),
+                error.errno_value());
+  }
+}
+
+DcpParts::Part DcpParts::value(const DcpItem& item, bool allow_opaque) {
+  return read(item, item.chunks[0].place, allow_opaque);
+}
+
+DcpParts::Part DcpParts::held_value(const DcpItem& item) {
+  return read(item, item.chunks[0].place, false, true);
+}
+
+TensorPiece DcpParts::piece(const DcpItem& item, const DcpChunk& chunk) {
+  Part part = read(item, chunk.place, false);
+  const Value& value = part.contents.value;
+  if (value.kind() != Kind::tensor) damaged(*part.source, 0, item, "is no tensor");
+  const Tensor& tensor = value.as_tensor();
+  if (tensor.dtype != item.dtype || tensor.shape != chunk.sizes || tensor.storage->record < 0)
+    damaged(*part.source, 0, item,
+            fmt::format("is a {} of {}, where .metadata has a {} of {}", dtype_name(tensor.dtype),
+                        repr(Value::size(tensor.shape)), dtype_name(item.dtype),
+                        repr(Value::size(chunk.sizes))));
+  if (tensor.conj || tensor.neg)
+    throw Error(ErrorCode::unsupported,
+                fmt::format("{}: {} has a piece that is conjugated or negated lazily; load it with "
+                            "torch, resolve it and save it again",
+                            name_, repr(Value(item.name))));
+  const auto& record = part.contents.record_of(static_cast<std::size_t>(tensor.storage->record));
+  const Tensor plain = format::contiguous_tensor(tensor.dtype, tensor.shape);
+  const std::uint64_t size = plain.numel() * itemsize(plain.dtype);
+  const bool has_checksum = part.contents.has_checksums;
+  if (tensor.strides == plain.strides && tensor.storage_offset == 0 && record.size == size)
+    return {chunk.offsets, chunk.sizes, part.source, record.offset,
+            has_checksum ? std::optional(record.crc32) : std::nullopt};
+  if (size > record.size) damaged(*part.source, 0, item, "has fewer bytes than elements");
+  auto strided = std::make_shared<StridedSource>(part.source, record, has_checksum, tensor,
+                                                 last_loaded_, &item);
+  return {chunk.offsets, chunk.sizes, std::move(strided), 0, std::nullopt};
+}
+
+}  // namespace perdure::engine

@@ -1,0 +1,52 @@
+// What torch.save wrote into the files of a directory of torch.distributed.checkpoint (DCP), piece
+// by piece.
+#pragma once
+
+#include <filesystem>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/file_pool.hpp"
+#include "engine/gathered_tensor.hpp"
+#include "engine/strided_source.hpp"
+#include "format/contents.hpp"
+#include "format/dcp_metadata.hpp"
+
+namespace perdure::engine {
+
+// Not for several threads at once; what it gives out is.
+class DcpParts {
+ public:
+  // `metadata`: the file in it that says what there is. Errors: those of read_dcp_metadata.
+  explicit DcpParts(const std::filesystem::path& directory,
+                    const std::string& metadata = ".metadata");
+
+  const std::string& name() const { return name_; }
+  const format::DcpMetadata& metadata() const { return metadata_; }
+
+  struct Part {
+    std::shared_ptr<const Source> source;
+    format::Contents contents;
+  };
+  // Of an item that is no tensor.
+  Part value(const format::DcpItem& item, bool allow_opaque);
+  // The same from a copy in memory: what was checked of it is what is used, whatever becomes of the
+  // file.
+  Part held_value(const format::DcpItem& item);
+  // Error(corrupt) where it is not the tensor that .metadata has there.
+  TensorPiece piece(const format::DcpItem& item, const format::DcpChunk& chunk);
+
+ private:
+  std::shared_ptr<const Source> file(std::size_t number);
+  Part read(const format::DcpItem& item, const format::DcpPlace& place, bool allow_opaque,
+            bool held = false);
+
+  std::string name_;
+  std::shared_ptr<FilePool> pool_;
+  format::DcpMetadata metadata_;
+  std::vector<std::shared_ptr<const Source>> files_;
+  std::shared_ptr<LastLoaded> last_loaded_ = std::make_shared<LastLoaded>();
+};
+
+}  // namespace perdure::engine
