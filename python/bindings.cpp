@@ -66,5 +66,6 @@ NB_MODULE(_core, m) {
   perdure::python::bind_encode(m);
   perdure::python::bind_files(m);
   perdure::python::bind_numbers(m);
+  perdure::python::bind_dcp(m);
   perdure::python::bind_engine(m);
 }

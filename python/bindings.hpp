@@ -14,6 +14,7 @@ void bind_values(nanobind::module_& m);   // Value, Tensor, Storage
 void bind_encode(nanobind::module_& m);   // encode, EntryEncoder
 void bind_files(nanobind::module_& m);    // CheckpointFile, save, verify
 void bind_numbers(nanobind::module_& m);  // stats, diff
+void bind_dcp(nanobind::module_& m);      // NewDirectory, DcpParts
 void bind_engine(nanobind::module_& m);   // TrainingState, CheckpointManager, SaveHandle
 
 // A text for people as a str, whatever is in it.

@@ -106,6 +106,19 @@ def test_restoring_says_what_its_page_shows(tmp_path, monkeypatch):
     assert names["state"].step == 9
 
 
+def test_the_sample_of_distributed_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    model = torch.nn.Linear(4, 2)
+    saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    names = {"model_state": model.state_dict()}
+    (sample,) = blocks("python", "docs/distributed.md")
+    save, load = sample.rsplit("\n", 2)[:2]
+    exec(save, names)
+    torch.nn.init.zeros_(model.weight)
+    exec(load, names)
+    assert torch.equal(model.weight, saved["weight"])
+
+
 def test_the_cpp_sample_of_restoring_is_tested():
     """It stands in a test, as it is but for the white space."""
     (sample,) = blocks("cpp", "docs/restoring.md")
