@@ -12,8 +12,10 @@ constexpr std::uint64_t kMaxRepeated = 200'000;
 
 bool is_plain(const Value& value) { return value.identity() == nullptr; }
 
+bool is_empty_mapping(const Value& value) { return value.is_mapping() && value.as_dict().empty(); }
+
 bool is_leaf(const Value& value) {
-  if (value.is_mapping()) return value.as_dict().empty() && !value.as_dict().attributes();
+  if (value.is_mapping()) return is_empty_mapping(value) && !value.as_dict().attributes();
   if (!value.is_sequence()) return value.kind() != Kind::opaque;
   return std::ranges::all_of(value.as_items(), is_plain);
 }
@@ -30,7 +32,7 @@ class Collector {
     const void* identity = value.identity();
     if (!on_the_way_.insert(identity).second) return;  // inside of itself
     if (!visited_.insert(identity).second) count_again(value);
-    if (value.kind() == Kind::opaque) add(value);
+    if (value.kind() == Kind::opaque || is_empty_mapping(value)) add(value);
     children(value);
     on_the_way_.erase(identity);
   }
