@@ -50,6 +50,12 @@ void refuse_torch_script(const format::ZipRecords& zip) {
         fmt::format("{}: a TorchScript archive, which cannot be repaired", zip.source().name()));
 }
 
+// A record of a hostile file may have a name of any length.
+std::string shown(std::string_view name) {
+  constexpr std::size_t kMost = 100;
+  return name.size() <= kMost ? std::string(name) : fmt::format("{}...", name.substr(0, kMost));
+}
+
 // Every writer numbers them; in another name there is damage.
 bool is_storage(std::string_view name) {
   if (!name.starts_with(kFolder)) return false;
@@ -180,11 +186,12 @@ Remains::Found Remains::decide(const std::vector<Evidence>& equal) const {
       if (std::popcount(record.crc32 ^ other.record.crc32) > 1)
         return {std::nullopt, fmt::format("the checksums that the file has for its record {} "
                                           "contradict each other",
-                                          record.name)};
+                                          shown(record.name))};
     if (is_whole(record)) whole.push_back(record);
   }
   if (whole.size() > 1)
-    return {std::nullopt, fmt::format("the file has several records {}", whole.front().name)};
+    return {std::nullopt,
+            fmt::format("the file has several records {}", shown(whole.front().name))};
   return {whole.empty() ? equal.front().record : whole.front(), {}};
 }
 
@@ -208,12 +215,12 @@ std::string Remains::why_absent(std::string_view name, std::optional<std::uint64
     return fmt::format(
         "its record {} is not there: it lay beyond the end of the file, or its zip "
         "header is damaged",
-        name);
+        shown(name));
   for (const RecordClaim& claim : claims)
     if (size && *size > source_->size() - claim.data_offset)
-      return fmt::format("its record {} at offset {} reaches beyond the end of the file", name,
-                         claim.data_offset);
-  return fmt::format("no checksum for its record {} at offset {} is left in the file", name,
+      return fmt::format("its record {} at offset {} reaches beyond the end of the file",
+                         shown(name), claim.data_offset);
+  return fmt::format("no checksum for its record {} at offset {} is left in the file", shown(name),
                      claims.front().data_offset);
 }
 
