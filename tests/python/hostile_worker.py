@@ -146,7 +146,8 @@ def load(path) -> str:
 
 
 def inspect(path) -> str:
-    """Nothing in it is too strange to be told of."""
+    """Nothing in it is too strange to be told of; of an int of millions of digits it is Python that does not tell."""
+    sys.set_int_max_str_digits(0)
     return f"{len(repr(perdure.inspect(path)))} letters"
 
 

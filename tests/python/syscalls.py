@@ -186,7 +186,8 @@ class Driver:
         strace.wait(timeout=TIMEOUT)
         strace.stderr.close()
         text = log.read_text(errors="replace")
-        return Outcome(status, lines, leaked, injections(text), text)
+        made = [x for x in injections(text) if fault is None or x.call == fault.call]  # those of `also` always come
+        return Outcome(status, lines, leaked, made, text)
 
     def end(self):
         with contextlib.suppress(BrokenPipeError):  # with what it was asked when it was dead

@@ -55,6 +55,8 @@ class Saver:
         return run, self.examine(run, fault)
 
     def try_fault(self, fault):
+        if fault.call in {x.partition(":")[0] for x in self.also}:
+            return False  # has failed in any case
         run, outcome = self.run_in_copy(fault)
         killed = fault.what == KILL and outcome.status == -9
         if not killed and not outcome.injections:
