@@ -1,5 +1,6 @@
 """What a checkpoint holds, without reading its tensors."""
 
+import collections
 import dataclasses
 import math
 
@@ -90,7 +91,13 @@ def _entry(name, value) -> Entry:
         return Entry(name, value.name(), refused=True)
     if value.kind is _Kind.tensor:
         return _tensor(name, value.as_tensor())
-    return Entry(name, value.kind_name, None if value.kind in _TENSORS else decode(value))
+    return Entry(name, value.kind_name, None if value.kind in _TENSORS else _plain(value))
+
+
+def _plain(value):
+    if value.kind is _Kind.ordered_dict:
+        return collections.OrderedDict()  # it is empty; its attributes may hold anything
+    return decode(value)
 
 
 def _tensor(name, tensor) -> Entry:

@@ -139,3 +139,16 @@ def test_the_command_says_the_same(tmp_path):
         if entry["kind"] == "tensor":
             ours = perdure.inspect(tmp_path / "x.pt").tensors[entry["key"]]
             assert (entry["dtype"], tuple(entry["shape"]), entry["bytes"]) == (ours.dtype, ours.shape, ours.bytes)
+
+
+class Custom:
+    pass
+
+
+def test_an_empty_dict_whose_attributes_are_no_plain_data(tmp_path):
+    empty = collections.OrderedDict()
+    empty.thing = Custom()
+    torch.save({"empty": empty, "x": 1}, tmp_path / "cp.pt")
+    entries = perdure.inspect(tmp_path / "cp.pt").entries
+    assert entries["empty"].value == {} and entries["x"].value == 1
+    assert list(entries) == ["empty", "x"]
