@@ -12,6 +12,7 @@ import torch.distributed.checkpoint as dcp
 from ranks import run
 from test_dcp import assert_bits
 from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+from torch.distributed.checkpoint.state_dict_saver import AsyncCheckpointerType
 
 import perdure
 import perdure.dcp
@@ -136,11 +137,12 @@ def test_ranks_that_are_not_coordinated(tmp_path):
         dcp.save({"x": torch.ones(1)}, storage_writer=StorageWriter(tmp_path / "cp"), use_collectives=False)
 
 
-def test_async_save(tmp_path):
+@pytest.mark.parametrize("kind", AsyncCheckpointerType)
+def test_async_save(tmp_path, kind):
     x = torch.ones(100)
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=torch.distributed.HashStore())
     try:
-        done = dcp.async_save({"x": x}, storage_writer=StorageWriter(tmp_path / "cp"))
+        done = dcp.async_save({"x": x}, storage_writer=StorageWriter(tmp_path / "cp"), async_checkpointer_type=kind)
         x.zero_()
         done.result()
     finally:
