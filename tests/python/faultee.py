@@ -108,6 +108,8 @@ def main():
             save(warm, "overlapped", 2)
     tell("begin")
     while line := sys.stdin.readline():
+        if not line.strip():
+            continue  # was for a child that was killed before it could read it
         what, *arguments = line.split()
         if not (child := os.fork()):
             be_child(what, arguments)
