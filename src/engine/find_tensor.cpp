@@ -16,7 +16,7 @@ std::optional<Tensor> find_tensor(const Source& source, std::string_view name) {
     if (format::crc32(bytes) != index->crc32) return std::nullopt;
     return format::find_tensor({reinterpret_cast<const char*>(bytes.data()), bytes.size()}, name);
   } catch (const Error& error) {
-    if (error.code() != ErrorCode::corrupt && error.code() != ErrorCode::unsupported) throw;
+    if (error.code() == ErrorCode::io) throw;
     return std::nullopt;
   }
 }

@@ -272,8 +272,9 @@ std::optional<Tensor> find_tensor(std::string_view bytes, std::string_view name)
   const std::uint64_t storages = in.at();
   std::uint64_t blocks = 0;
   for (std::uint64_t i = 0; i < head.storages; ++i) {
-    blocks += block_count(take_storage(in).size, head.block_size);
-    if (blocks > bytes.size() / 4) damaged("more blocks than bytes");
+    const std::uint64_t count = block_count(take_storage(in).size, head.block_size);
+    if (count > bytes.size() / 4 - blocks) damaged("more blocks than bytes");
+    blocks += count;
   }
   in.take_bytes(4 * blocks);
   std::optional<std::uint64_t> found;  // where its line begins

@@ -270,6 +270,12 @@ TEST(BlockIndex, HostileNumbersAreComparedWithTheBytesBeforeMemoryIsTaken) {
   EXPECT_NO_THROW(read_index(header(1, 0, 1) + tensor(huge, 1, 1, 0) + key(1, 2, "-7")));
 }
 
+TEST(BlockIndex, ASearchCountsBlocksWithoutOverflow) {
+  const std::uint64_t huge = ~std::uint64_t{0};
+  EXPECT_ERROR(corrupt, "more blocks than bytes",
+               find_tensor(header(1, 2, 0) + storage(1) + storage(huge), "x"));
+}
+
 TEST(BlockIndex, BlocksAreCountedWithoutOverflow) {
   EXPECT_EQ(block_count(0, 4), 0u);
   EXPECT_EQ(block_count(1, 4), 1u);
