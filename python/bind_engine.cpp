@@ -3,8 +3,10 @@
 #include <nanobind/stl/map.h>
 #include <nanobind/stl/optional.h>
 #include <nanobind/stl/pair.h>
+#include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/variant.h>
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
@@ -15,6 +17,7 @@
 #include "bindings.hpp"
 #include "entry_encoder.hpp"
 #include "object_owner.hpp"
+#include "store_ranks.hpp"
 #include "tensor_encoder.hpp"
 
 namespace nb = nanobind;
@@ -109,10 +112,31 @@ void ask_encoder(TrainingState::Entry& entry, nb::object object) {
     };
 }
 
+// What an entry gives of its DTensors; kept by Python as long as it stays the same.
+struct Shards {
+  std::vector<Shard> all;
+};
+
+using Sizes = std::vector<std::int64_t>;
+
+void add_shard(Shards& shards, const std::vector<std::variant<std::int64_t, std::string>>& path,
+               Sizes shape, Sizes offsets, Sizes sizes, std::size_t replica, std::size_t replicas) {
+  Shard shard{.path = {},
+              .shape = std::move(shape),
+              .offsets = std::move(offsets),
+              .sizes = std::move(sizes),
+              .replica = replica,
+              .replicas = replicas};
+  for (const auto& key : path)
+    shard.path.push_back(std::visit([](const auto& x) { return Value(x); }, key));
+  shards.all.push_back(std::move(shard));
+}
+
 void add_entry(TrainingState& state, std::string name, Role role, std::function<Value()> state_dict,
                std::function<void(const Value&)> load_state_dict, Check check,
                Parameters parameters, Describe describe, Align align, nb::object encoder,
-               std::function<Value()> live, std::function<Value()> structure) {
+               std::function<Value()> live, std::function<Value()> structure,
+               std::function<const Shards*()> shards) {
   TrainingState::Entry entry;
   entry.name = std::move(name);
   entry.role = role;
@@ -128,6 +152,7 @@ void add_entry(TrainingState& state, std::string name, Role role, std::function<
   if (!encoder.is_none()) ask_encoder(entry, std::move(encoder));
   entry.live = std::move(live);
   entry.structure = std::move(structure);
+  if (shards) entry.shards = [shards] { return shards()->all; };
   state.add_entry(std::move(entry));
 }
 
@@ -148,6 +173,10 @@ void bind_state(nb::module_& m) {
       .value("module", Role::module)
       .value("optimizer", Role::optimizer)
       .value("other", Role::other);
+  nb::class_<Shards>(m, "Shards")
+      .def(nb::init<>())
+      .def("add", &add_shard, nb::arg("path"), nb::arg("shape"), nb::arg("offsets"),
+           nb::arg("sizes"), nb::arg("replica"), nb::arg("replicas"));
   nb::class_<MatchOptions>(m, "MatchOptions")
       .def(
           "__init__",
@@ -163,7 +192,8 @@ void bind_state(nb::module_& m) {
       .def("add_entry", &add_entry, nb::arg("name"), nb::arg("role"), nb::arg("state_dict"),
            nb::arg("load_state_dict"), nb::arg("check").none(), nb::arg("parameters").none(),
            nb::arg("describe").none(), nb::arg("align").none(), nb::arg("encoder") = nb::none(),
-           nb::arg("live") = nb::none(), nb::arg("structure") = nb::none())
+           nb::arg("live") = nb::none(), nb::arg("structure") = nb::none(),
+           nb::arg("shards") = nb::none())
       .def("add_none", [](TrainingState& s, std::string name) { s.add(std::move(name), nullptr); })
       .def("add_rng",
            [](TrainingState& s, std::string name, std::function<Value()> capture,
@@ -176,6 +206,7 @@ void bind_state(nb::module_& m) {
       .def("load_state_dict", &TrainingState::load_state_dict, nb::arg("value"),
            nb::arg("recorded"), nb::arg("options"), Released())
       .def("restore", &restore_state, nb::arg("file"), nb::arg("options"), nb::arg("allocate"))
+      .def("mark_broken", &TrainingState::mark_broken)
       .def_prop_ro("broken", &TrainingState::broken)
       .def_prop_ro("notes", &TrainingState::notes);
   m.def("match_optimizer", &match, nb::arg("class_name"), nb::arg("groups"), nb::arg("state"),
@@ -263,6 +294,9 @@ ManagerOptions options_from(const nb::dict& given) {
   seconds("stuck_after", options.stuck_after);
   take("capture", options.capture);
   take("staging_bytes", options.staging_bytes);
+  if (const nb::object ranks = given["ranks"]; !ranks.is_none())
+    options.ranks = nb::cast<std::shared_ptr<Ranks>>(ranks);
+  seconds("rank_timeout", options.rank_timeout);
   options.allocate_staging = staging_from(nb::cast<nb::callable>(given["allocate_staging"]));
   const auto teller = [&](const char* name) -> std::function<void(const std::string&)> {
     return
@@ -321,6 +355,8 @@ void bind_engine(nb::module_& m) {
   bind_state(m);
   bind_checkpoint(m);
   bind_handle(m);
+  nb::class_<Ranks>(m, "Ranks");
+  m.def("ranks_from", &ranks_from, nb::arg("store"), nb::arg("rank"), nb::arg("size"));
   nb::class_<CheckpointManager>(m, "CheckpointManager")
       .def("__init__", &open_manager, nb::arg("directory"), nb::arg("options"))
       .def("restore", &restore, nb::arg("step").none(), nb::arg("path").none(), nb::arg("take"))

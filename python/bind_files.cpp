@@ -221,6 +221,7 @@ void bind_files(nb::module_& m) {
       .def_prop_ro("value", [](const CheckpointFile& file) { return file.value(); })
       .def_prop_ro("info", [](const CheckpointFile& file) { return file.info(); })
       .def_prop_ro("metadata", &CheckpointFile::metadata)
+      .def_prop_ro("ranks", &CheckpointFile::ranks)
       .def("has_checksums", &CheckpointFile::has_checksums)
       .def("read_all", &read_all, nb::arg("value"), nb::arg("allocate"))
       .def("map_all", &CheckpointFile::map_all, nb::arg("value"), nb::arg("verify"), Released());

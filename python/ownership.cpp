@@ -88,7 +88,10 @@ ModuleOwnership::ModuleOwnership(PyObject* module, const Optimizers& optimizers)
 }
 
 void ModuleOwnership::add(PyObject* tensor, Liveness liveness) {
-  if (!is_tensor(tensor)) return;
+  if (!is_tensor(tensor)) {
+    if (PyObject* local = local_tensor(tensor)) add(local, liveness);
+    return;
+  }
   if (const auto geometry = read_geometry(tensor)) return add(*geometry, liveness);
   if (torch_objects().read_tensor || !attribute_is_true(tensor, torch_objects().is_cpu)) return;
   try {
@@ -137,7 +140,10 @@ bool OptimizerOwnership::is_in_parts(PyObject* tensor) const {
   if (!in_parts_known_)
     for (PyObject* part : part_list_)
       for_each_item(part, [&](PyObject*, PyObject* value) {
-        if (is_tensor(value)) in_parts_.insert(value);
+        if (is_tensor(value))
+          in_parts_.insert(value);
+        else if (PyObject* local = local_tensor(value))
+          in_parts_.insert(local);
       });
   in_parts_known_ = true;
   return in_parts_.contains(tensor);

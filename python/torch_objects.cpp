@@ -1,5 +1,7 @@
 #include "torch_objects.hpp"
 
+#include <string_view>
+
 namespace nb = nanobind;
 
 namespace perdure::python {
@@ -60,6 +62,7 @@ void find_names(TorchObjects& found) {
   found.version = name("_version");
   found.dtype_name = name("dtype");
   found.is_cpu = name("is_cpu");
+  found.local_tensor = name("_local_tensor");
   found.parameters = name("_parameters");
   found.buffers = name("_buffers");
   found.modules = name("_modules");
@@ -95,6 +98,16 @@ const TorchObjects& torch_objects() {
   find_names(*made);
   find_functions(*made);
   return *(found = made);
+}
+
+PyObject* local_tensor(PyObject* object) {
+  const nb::handle type(reinterpret_cast<PyObject*>(Py_TYPE(object)));
+  const nb::object name = type.attr("__name__");
+  if (!nb::isinstance<nb::str>(name) || std::string_view(nb::str(name).c_str()) != "DTensor")
+    return nullptr;
+  const nb::object found = nb::steal(PyObject_GetAttr(object, torch_objects().local_tensor));
+  if (!found.is_valid()) PyErr_Clear();
+  return found.ptr();  // the DTensor has it
 }
 
 }  // namespace perdure::python

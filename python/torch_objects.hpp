@@ -19,7 +19,7 @@ struct TorchObjects {
 
   // Names, interned.
   PyObject *requires_grad, *is_conj, *is_neg, *untyped_storage, *nbytes, *data_ptr, *version,
-      *dtype_name, *is_cpu;
+      *dtype_name, *is_cpu, *local_tensor;
   PyObject *parameters, *buffers, *modules;  // the dicts of a torch.nn.Module
   PyObject* form_key;                        // perdure.arrays.FORM_KEY
 
@@ -44,6 +44,9 @@ inline nanobind::object call_method(PyObject* object, PyObject* name) {
   return stolen(
       PyObject_VectorcallMethod(name, &object, 1 | PY_VECTORCALL_ARGUMENTS_OFFSET, nullptr));
 }
+
+// The part of a DTensor that this process has, borrowed; null for anything else.
+PyObject* local_tensor(PyObject* object);
 
 inline bool is_tensor(PyObject* object) {
   const TorchObjects& torch = torch_objects();

@@ -14,6 +14,7 @@
 #include <functional>
 #include <memory>
 #include <optional>
+#include <perdure/ranks.hpp>
 #include <perdure/state.hpp>
 #include <string>
 #include <vector>
@@ -98,6 +99,12 @@ struct ManagerOptions {
   // Default: pages of the system's, huge where it has them. For a model on a GPU:
   // perdure::pinned_staging() (perdure/torch.hpp).
   AllocateStaging allocate_staging = {};
+  // The processes that train together: each has a manager with the same options and directory (on a
+  // file system that all of them see), and each calls restore, save, should_save and close where
+  // the others do. A checkpoint is a directory then. See docs/distributed.md. Null: this one alone.
+  std::shared_ptr<Ranks> ranks = {};
+  // How long to wait for a sign of life of another rank before a save or restore fails.
+  std::chrono::duration<double> rank_timeout = std::chrono::minutes(10);
   // Where warnings go (a failed save, a damaged checkpoint set aside), and notes of what is no
   // trouble (the interval that keeps to `overhead`). Default: standard error.
   std::function<void(const std::string&)> warning = {};

@@ -189,6 +189,17 @@ class CheckpointFile {
   void stream_pairs(const CheckpointFile& other,
                     const std::vector<std::pair<std::size_t, std::size_t>>& pairs,
                     const PairSink& sink) const;
+  // The part of `whole`, a tensor of value(), that begins at `offsets` and has `sizes` elements, as
+  // a C-contiguous tensor with a storage of its own that is not read yet; read_all, read_in_place
+  // and read take it like any other.
+  Tensor part(const Tensor& whole, const std::vector<std::int64_t>& offsets,
+              const std::vector<std::int64_t>& sizes) const;
+  // How many processes have saved it; 1 of a file. With more, value() is what process 0 has saved,
+  // and has under "ranks" what the others have of their own.
+  std::size_t ranks() const;
+  // value() becomes what process `rank` has saved; of one that was not there, what process 0 has,
+  // without its random numbers (docs/distributed.md, "Another number of ranks").
+  void view_as(std::size_t rank);
   // The CRC-32 that all of a storage was written with; nothing where the file has no checksums.
   std::optional<std::uint32_t> checksum(std::size_t storage) const;
 

@@ -10,6 +10,7 @@
 #include <perdure/file.hpp>
 #include <perdure/inspect.hpp>
 #include <perdure/npy.hpp>
+#include <perdure/ranks.hpp>
 #include <perdure/repair.hpp>
 #include <perdure/state.hpp>
 #include <perdure/stats.hpp>

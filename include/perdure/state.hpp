@@ -60,6 +60,18 @@ struct Alignment {
   Problems& notes;  // what became of the things that do not fit, where that is no problem
 };
 
+// A tensor in a state_dict that is a box of a larger one, whose other parts other processes have:
+// the local tensor of a DTensor.
+struct Shard {
+  KeyPath path;                       // in the object's state_dict
+  std::vector<std::int64_t> shape;    // of the whole
+  std::vector<std::int64_t> offsets;  // of this box in it
+  std::vector<std::int64_t> sizes;    // of this box: the shape that the tensor has here
+  // The same box is with so many processes, of which this is number `replica`.
+  std::size_t replica = 0;
+  std::size_t replicas = 1;
+};
+
 // How an object of type T takes part. Specialise it for types of your own:
 //   static constexpr Role role = Role::other;
 //   static Value state_dict(const T&);
@@ -76,6 +88,7 @@ struct Alignment {
 //   static Value align(const T&, const Value&, const Alignment&);
 //   static Value live(const T&);  // see TrainingState::Entry
 //   static Value structure(const T&);  // modules; see TrainingState::Entry
+//   static std::vector<Shard> shards(const T&);  // see TrainingState::Entry
 template <class T>
 struct Adapter;
 
@@ -111,6 +124,11 @@ class TrainingState {
     // matches the keys, compares dtypes and shapes, and lists what does not fit; load_state_dict
     // then gets keys that are here, and maybe not all of them (see MatchOptions).
     std::function<Value()> structure = {};
+    // Which of the tensors that state_dict() and live() give are boxes of larger ones. A path may
+    // also lead to what an optimizer has of one parameter, before it has any: it then stands for
+    // all below it that has the shape of the whole. structure() and align() see whole tensors,
+    // everything else the boxes.
+    std::function<std::vector<Shard>()> shards = {};
   };
   // One kind of random number generator: "torch", "python", "numpy", "cuda".
   struct RngKind {
@@ -138,6 +156,8 @@ class TrainingState {
   // The tree that goes into a file: {name: state, ..., "step": int, "rng": {kind: state}}.
   // Error(invalid) for a module without optimizer (see add), and while the state is broken.
   Dict state_dict() const;
+  // Of all entries, with their names in front of the paths.
+  std::vector<Shard> shards() const;
   // What the file should say of each optimizer: class and parameter names.
   std::map<std::string, CheckpointInfo::Optimizer> optimizers() const;
 
@@ -150,6 +170,8 @@ class TrainingState {
                        const std::map<std::string, CheckpointInfo::Optimizer>& recorded = {},
                        const MatchOptions& options = {});
   bool broken() const noexcept { return broken_; }
+  // For who restores several states together: what this one has got is no whole without the others.
+  void mark_broken() noexcept { broken_ = true; }
   // What the last load did that its caller should know of: with strict = false, what was skipped,
   // and what became of the state of an optimizer whose parameters are not those of the file. A
   // manager gives it to ManagerOptions::warning.
@@ -253,6 +275,8 @@ void TrainingState::add(std::string name, T& object) {
     entry.versions = [&object] { return A::versions(object); };
   if constexpr (requires { A::version_name(object, std::size_t{}); })
     entry.version_name = [&object](std::size_t place) { return A::version_name(object, place); };
+  if constexpr (requires { A::shards(object); })
+    entry.shards = [&object] { return A::shards(object); };
   if constexpr (requires { A::stepped(object); })
     entry.stepped = [&object] { return A::stepped(object); };
   add_entry(std::move(entry));

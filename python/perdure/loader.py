@@ -127,6 +127,17 @@ class ResumableLoader:
         self._running = None
         vars(self._loader)["_iterator"] = None  # persistent workers begin anew, as they do in a new process
 
+    def _for_ranks(self, state, saved: int, now: int):
+        """The place of one of `saved` ranks as one of `now`. All together are as far as they were, or less than one
+        batch of each behind: some samples may be seen twice in that epoch, and none is left out."""
+        if saved == now or not isinstance(state, dict) or not state.keys() >= _KEYS:
+            return state
+        own = self._lengths()
+        received = state["received"] * saved // now
+        if own["batches"] is not None:
+            received = min(received, own["batches"])
+        return {**state, "received": received, "batches": own["batches"]}
+
     def _misfits(self, state) -> list[str]:
         """Why this cannot be loaded."""
         if isinstance(state, dict) and state.keys() == _KEYS_IN_CPP:

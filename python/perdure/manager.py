@@ -14,6 +14,7 @@ from .devices import pinned
 from .errors import InvalidError, InvalidTypeError
 from .handles import Checkpoint, PlannedCheckpoint, SaveHandle, checkpoint_of, plan_of
 from .policies import Best, as_every, as_list, core_best
+from .process_group import ranks_of
 from .progress import shown
 from .state import TrainingState, match_options
 from .values import decode
@@ -80,6 +81,12 @@ class CheckpointManager:
     staging_bytes: the most memory for copies on their way to the disk, at least 16 MiB. A state that fits is captured
         at the speed of memory, a larger one streams through at that of the disk (eagerly). None: as much as the state
         takes, up to half of the memory that is free (or left within the limits of the container) when it is needed.
+    process_group: the ranks that train together, such as torch.distributed.group.WORLD: each makes a manager with the
+        same options and directory (on a file system that all of them see), and calls restore, save, should_save and
+        close where the others do. A checkpoint is a directory that torch.distributed.checkpoint reads, too. What all
+        ranks have alike is written once, and DTensors are restored on any number of ranks; random numbers and places
+        in the data are each rank's own. docs/distributed.md says more.
+    rank_timeout: seconds to wait for a sign of life of another rank before a save or restore fails.
 
     As a context manager it is closed at the end of the block. An exception of the block's own is never replaced by
     one of the closing (that is logged). A manager that is never closed is closed when the interpreter exits.
@@ -100,6 +107,8 @@ class CheckpointManager:
         stuck_after: float = 60.0,
         capture: str = "eager",
         staging_bytes: int | None = None,
+        process_group=None,
+        rank_timeout: float = 600.0,
     ):
         keep_every, save_every = as_every(keep_every, "keep_every"), as_every(save_every, "save_every")
         self._best = as_list(keep_best, Best)
@@ -119,10 +128,13 @@ class CheckpointManager:
             "stuck_after": stuck_after,
             "capture": _choice(_CAPTURE, "capture", capture),
             "staging_bytes": staging_bytes or 0,
+            "ranks": ranks_of(process_group),
+            "rank_timeout": rank_timeout,
             "allocate_staging": pinned,
             "warning": _warn,
             "note": _note,
         }
+        self._rank, self._ranks = _rank_and_size(process_group)
         self._core = _core.CheckpointManager(os.fsdecode(directory), options)
         self._waits = when_busy == "wait"
         self._fenced = weakref.WeakKeyDictionary() if capture != "eager" else None  # optimizer -> hook
@@ -166,11 +178,20 @@ class CheckpointManager:
         _require_state(state)
         options = match_options(strict, only, rename, cast)
 
-        def take(file):
-            state._restore(file, options)
+        took = False
 
-        with shown("perdure: restoring", self._core.progress):
-            return checkpoint_of(self._core.restore(step, None if path is None else os.fsdecode(path), take))
+        def take(file):
+            nonlocal took
+            state._restore(file, options, self._rank, self._ranks)
+            took = True
+
+        try:
+            with shown("perdure: restoring", self._core.progress):
+                return checkpoint_of(self._core.restore(step, None if path is None else os.fsdecode(path), take))
+        except BaseException:
+            if took and self._ranks > 1:  # it is not what the others have
+                state._state.mark_broken()
+            raise
 
     def save(self, state: TrainingState, metrics=None) -> SaveHandle:
         """Saves `state` as the next checkpoint of its step, and prunes those that need not be kept.
@@ -377,6 +398,10 @@ def _choice(choices, name, word):
         words = " or ".join(f'"{choice}"' for choice in choices)
         raise InvalidError(f"{name} is {words}, not {word!r}")
     return choices[word]
+
+
+def _rank_and_size(group):
+    return (0, 1) if group is None else (torch.distributed.get_rank(group), torch.distributed.get_world_size(group))
 
 
 def _require_state(state):

@@ -4,6 +4,7 @@ import torch
 
 from . import _core
 from .bits import same_bits
+from .shards import Shards, is_dtensor, local, wrapped
 from .tensors import DTYPE_NAMES, Placement, is_plain
 from .values import decode, encode
 from .wrappers import own_keys, plain_state
@@ -16,13 +17,18 @@ class ModuleEntry:
         self.name = name
         self.encoder = _core.ModuleEncoder(module, f"state[{name!r}]", optimizers)
         self._module = module
+        self._shards = Shards(name)
 
     def state_dict(self):
-        return self.encoder.encode(plain_state(self._module))
+        return self.encoder.encode(_local_state(self._module))
+
+    def shards(self):
+        """The DTensors among them, of which the others give what is here."""
+        return self._shards.of(([k], x) for k, x in plain_state(self._module).items() if is_dtensor(x))
 
     def live(self):
         """Those entries of the state_dict whose tensors are the module's own: a restore reads straight into them."""
-        return self.encoder.encode({k: x for k, x in plain_state(self._module).items() if is_plain(x)})
+        return self.encoder.encode({k: x for k, x in _local_state(self._module).items() if is_plain(x)})
 
     def structure(self):
         """The state_dict, as far as dtype and shape of a tensor are known and wanted; None for all else."""
@@ -30,12 +36,15 @@ class ModuleEntry:
 
     def check(self, value) -> list[str]:
         """What stands against it yet. Tensors that will be read straight into the module's have no data yet."""
-        return list(self._untied(value, plain_state(self._module)))
+        return list(self._untied(value, _local_state(self._module)))
 
     def load_state_dict(self, value):
-        saved, own = decode(value, Placement("cpu")), plain_state(self._module)
+        saved, own = decode(value, Placement("cpu")), _local_state(self._module)
         if not _is_plain(self._module) or not _is_there(saved, own):
             whole = saved.keys() == own.keys()
+            for key, x in plain_state(self._module).items():
+                if is_dtensor(x) and key in saved:
+                    saved[key] = wrapped(saved[key], x)
             self._module.load_state_dict(own_keys(saved, self._module), strict=whole)
 
     def _untied(self, value, own):
@@ -49,6 +58,14 @@ class ModuleEntry:
                         f"{first} and {other}: one tensor in the module (tied), "
                         "two different values in the file"
                     )
+
+
+def _local_state(module):
+    state = plain_state(module)
+    for key, x in state.items():
+        if is_dtensor(x):
+            state[key] = local(x)
+    return state
 
 
 def _is_plain(module) -> bool:

@@ -8,6 +8,7 @@ import torch
 
 from . import _core
 from .bits import same_bits
+from .shards import Shards, is_dtensor, local, wrapped
 from .tensors import Placement, is_plain
 from .values import decode, decode_structure, encode
 
@@ -24,14 +25,29 @@ class OptimizerEntry:
     def __init__(self, name: str, optimizer: torch.optim.Optimizer):
         self.name = name
         self._optimizer = optimizer
+        self._shards = Shards(name)
         self.encoder = _core.OptimizerEncoder(optimizer, f"state[{name!r}]")
 
     def state_dict(self):
-        return self.encoder.encode(self._optimizer.state_dict())
+        return self.encoder.encode(_local_state(self._optimizer.state_dict()))
+
+    def shards(self):
+        """The DTensors among them, of which the others give what is here. What there is no state of yet will be cut
+        as its parameter is."""
+        return self._shards.of(self._dtensors())
+
+    def _dtensors(self):
+        for number, param in enumerate(self._params()):
+            slots = self._optimizer.state.get(param)
+            if not slots and is_dtensor(param):
+                yield ["state", number], param
+            for key, x in _items(slots):
+                if is_dtensor(x):
+                    yield ["state", number, key], x
 
     def live(self):
         """The state that there is already, as far as it is tensors: a restore reads straight into them."""
-        state = self._optimizer.state_dict()["state"]
+        state = _local_state(self._optimizer.state_dict())["state"]
         own = {n: {k: x for k, x in _items(slots) if is_plain(x)} for n, slots in state.items()}
         return self.encoder.encode({"state": own})
 
@@ -45,15 +61,26 @@ class OptimizerEntry:
 
         def own_state(number):
             state = self._optimizer.state.get(params[number])
+            state = {k: _outline(x) for k, x in state.items()} if isinstance(state, dict) else state
             return encode(state or None, f"state[{self.name!r}]['state'][{number}]")
 
         return _core.match_optimizer(self._class_name, self._outline(names), own_state, value, recorded, strict)
 
     def load_state_dict(self, value):
         saved = decode(value, Placement("cpu"))
+        for number, param in enumerate(self._params()):
+            self._wrap(saved["state"].get(number), param)
         self._optimizer.load_state_dict(saved)
         for number, param in enumerate(self._params()):
             _make_exact(self._optimizer.state.get(param, {}), saved["state"].get(number, {}))
+
+    def _wrap(self, slots, param):
+        """What was cut becomes part of a DTensor again."""
+        own = self._optimizer.state.get(param) or {}
+        for key, x in _items(slots):
+            like = own.get(key, param if isinstance(x, torch.Tensor) and x.shape == local(param).shape else None)
+            if is_dtensor(like):
+                slots[key] = wrapped(x, like)
 
     def _params(self):
         return [p for group in self._optimizer.param_groups for p in group["params"]]
@@ -99,6 +126,19 @@ class OptimizerEntry:
         return []
 
 
+def _local_state(state):
+    """A state_dict with parts for DTensors."""
+    for number, slots in state["state"].items():
+        if isinstance(slots, dict) and any(is_dtensor(x) for x in slots.values()):
+            state["state"][number] = {k: local(x) for k, x in slots.items()}
+    return state
+
+
+def _outline(x):
+    """Of a DTensor, the form of the whole."""
+    return torch.empty(x.shape, dtype=x.dtype, device="meta") if is_dtensor(x) else x
+
+
 def _items(state):
     return state.items() if isinstance(state, dict) else ()
 
@@ -116,5 +156,5 @@ def _make_exact(live, saved):
     for key, exact in _items(saved):
         if isinstance(exact, dict):
             _make_exact(live[key], exact)
-        elif isinstance(exact, torch.Tensor) and not same_bits(live[key], exact):
+        elif isinstance(exact, torch.Tensor) and not same_bits(local(live[key]), local(exact)):
             live[key] = exact.to(live[key].device)

@@ -14,7 +14,7 @@ from .loader import ResumableLoader
 from .modules import ModuleEntry
 from .optimizers import OptimizerEntry
 from .policies import as_list
-from .stateful_loader import stateful_loader_functions
+from .stateful_loader import is_stateful_loader, stateful_loader_functions
 from .tensors import Placement, allocate
 from .values import decode, decode_structure, encode
 
@@ -45,7 +45,7 @@ class TrainingState:
 
     def __init__(self, **things):
         own = {"_state": _core.TrainingState(), "_things": {}, "_values": {},
-               "_optimizers": _core.Optimizers(), "_encoders": [],
+               "_optimizers": _core.Optimizers(), "_encoders": [], "_ranks": Ranks(),
                }  # fmt: skip
         vars(self).update(own)
         self._state.libraries = libraries()
@@ -107,9 +107,9 @@ class TrainingState:
     def _register_rng(self):
         rng.register(self._state)
 
-    def _restore(self, file, options):
+    def _restore(self, file, options, rank: int = 0, ranks: int = 1):
         """As load_state_dict of a file that is not read yet: what fits goes straight into what is registered."""
-        with self._loading(file.value):
+        with self._loading(file.value), self._ranks.changed(file.ranks, rank, ranks):
             self._state.restore(file, options, allocate)
 
     @contextlib.contextmanager
@@ -126,19 +126,21 @@ class TrainingState:
     def _add_module(self, name, module):
         entry = ModuleEntry(name, module, self._optimizers)
         self._entry(name, _core.Role.module, entry.state_dict, entry.load_state_dict, check=entry.check,
-                    encoder=entry.encoder, live=entry.live, structure=entry.structure)  # fmt: skip
+                    encoder=entry.encoder, live=entry.live, structure=entry.structure,
+                    shards=entry.shards)  # fmt: skip
 
     def _add_optimizer(self, name, optimizer):
         entry = OptimizerEntry(name, optimizer)
         self._entry(name, _core.Role.optimizer, entry.state_dict, entry.load_state_dict,
-                    align=entry.align, encoder=entry.encoder, live=entry.live)  # fmt: skip
+                    align=entry.align, encoder=entry.encoder, live=entry.live,
+                    shards=entry.shards)  # fmt: skip
         self._optimizers.add(optimizer)
 
     def _add_object(self, name, thing) -> bool:
+        ranks = self._ranks
         if generator := generator_entry(name, thing):
-            self._entry(
-                name, _core.Role.other, generator.state_dict, generator.load_state_dict, check=generator.check
-            )
+            put = lambda value: ranks.is_new() or generator.load_state_dict(value)  # noqa: E731
+            self._entry(name, _core.Role.other, generator.state_dict, put, check=generator.check)
             return True
         functions = stateful_loader_functions(thing) or _state_functions(thing)
         if not functions:
@@ -149,9 +151,14 @@ class TrainingState:
                 )
             return False
         get, put = functions
-        check = (lambda v: thing._misfits(decode_structure(v))) if isinstance(thing, ResumableLoader) else None
+        fit, check = (lambda x: x), None
+        if isinstance(thing, ResumableLoader):
+            fit = lambda x: thing._for_ranks(x, ranks.saved, ranks.now)  # noqa: E731
+            check = lambda v: thing._misfits(fit(decode_structure(v)))  # noqa: E731
+        elif is_stateful_loader(thing):
+            put = ranks.unless_changed(name, put)
         self._entry(name, _core.Role.other, lambda: encode(get(), f"state[{name!r}]"),
-                    lambda value: put(decode(value, Placement(fallback="cpu"))), check=check)  # fmt: skip
+                    lambda value: put(fit(decode(value, Placement(fallback="cpu")))), check=check)  # fmt: skip
         return True
 
     def _add_value(self, name, value):
@@ -161,9 +168,11 @@ class TrainingState:
                     lambda v: _put(values, name, decode(v, Placement(fallback="cpu"))))  # fmt: skip
         values[name] = value
 
-    def _entry(self, name, role, get, put, check=None, align=None, encoder=None, live=None, structure=None):
+    def _entry(
+        self, name, role, get, put, check=None, align=None, encoder=None, live=None, structure=None, shards=None
+    ):
         put = _named(name, put)
-        self._state.add_entry(name, role, get, put, check, None, None, align, encoder, live, structure)
+        self._state.add_entry(name, role, get, put, check, None, None, align, encoder, live, structure, shards)
         if encoder is not None:
             self._encoders.append(encoder)
 
@@ -195,6 +204,35 @@ class TrainingState:
         values = [f"{k}={_short(v)}" for k, v in self._values.items()]
         broken = [" broken: a restore failed half way"] if self.broken else []
         return f"TrainingState({', '.join([f'step={self.step}', *things, *values, *broken])})"
+
+
+class Ranks:
+    """For the time of a restore: how many ranks have saved what is restored, and how many there are."""
+
+    def __init__(self):
+        self.saved, self.rank, self.now = 1, 0, 1
+
+    @contextlib.contextmanager
+    def changed(self, saved, rank, now):
+        self.saved, self.rank, self.now = saved, rank, now
+        try:
+            yield
+        finally:
+            self.saved, self.rank, self.now = 1, 0, 1
+
+    def is_new(self) -> bool:
+        """This rank was not there: what it would get is another's."""
+        return self.rank >= self.saved
+
+    def unless_changed(self, name, put):
+        def put_unless_changed(value):
+            if self.saved == self.now:
+                return put(value)
+            _logger.warning(
+                "%r was one of %d ranks' and cannot be made one of %d's: its epoch begins anew", name, self.saved, self.now
+            )
+
+        return put_unless_changed
 
 
 def _short(value) -> str:

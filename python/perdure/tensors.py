@@ -4,6 +4,7 @@ import torch
 
 from . import _core, places
 from .errors import InvalidError, UnsupportedError
+from .shards import is_dtensor
 
 # The dtypes that torch.load gives back, under the names that the core has for them too.
 DTYPES = {
@@ -48,6 +49,12 @@ def make_storage(storage, place) -> _core.Storage:
 
 def _require_plain(tensor, place):
     """Refuses what is a tensor to Python, but not one run of memory with a shape."""
+    if is_dtensor(tensor):
+        places.refuse(
+            place,
+            "is a DTensor, whose other parts other ranks have; save it with CheckpointManager(process_group=...) or "
+            "torch.distributed.checkpoint and perdure.dcp, or write x.full_tensor()",
+        )
     if tensor.layout is not torch.strided:
         places.refuse(place, f"is a tensor of layout {tensor.layout}, which perdure cannot hold; write x.to_dense()")
     if tensor.dtype not in DTYPE_NAMES:

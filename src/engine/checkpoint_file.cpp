@@ -3,10 +3,14 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "engine/box_copy.hpp"
 #include "engine/file_records.hpp"
+#include "engine/gather.hpp"
 #include "engine/joined_file.hpp"
+#include "engine/rank_view.hpp"
 #include "engine/storage_stream.hpp"
 #include "format/crc32.hpp"
+#include "format/safetensors_file.hpp"
 #include "io/fresh_memory.hpp"
 
 namespace perdure {
@@ -50,6 +54,39 @@ struct CheckpointFile::Parts {
     return numbers;
   }
 
+  // All that is to be read for one storage.
+  void add_reads(std::size_t storage, MutableBytes into,
+                 std::vector<engine::RecordRead>& reads) const {
+    if (const auto gathered = contents.gathered.find(storage); gathered != contents.gathered.end())
+      return add_pieces(gathered->second, into, reads);
+    if (const auto cut = contents.cuts.find(storage); cut != contents.cuts.end())
+      return add_cut(cut->second, into, reads);
+    reads.push_back(engine::read_of(contents, contents.record_of(storage), into));
+  }
+  static void add_pieces(const format::Contents::Gathered& gathered, MutableBytes into,
+                         std::vector<engine::RecordRead>& reads) {
+    for (const format::Contents::Piece& piece : gathered.pieces) {
+      engine::RecordRead read{
+          .record = &piece.record, .block_size = piece.record.size, .checksums = {}, .into = {}};
+      if (piece.has_checksum) read.checksums = std::span(&piece.record.crc32, 1);
+      const engine::BoxCopy copy({piece.offsets, piece.sizes}, {gathered.offsets, gathered.sizes},
+                                 gathered.itemsize);
+      if (const auto begin = copy.one_run())
+        read.into = into.subspan(*begin, piece.record.size);
+      else
+        read.sink = [copy, into](std::uint64_t at, ConstBytes bytes) {
+          copy.take(at, bytes, into.data());
+        };
+      reads.push_back(std::move(read));
+    }
+  }
+  void add_cut(const format::Contents::Cut& cut, MutableBytes into,
+               std::vector<engine::RecordRead>& reads) const {
+    reads.push_back(stream_of(cut.storage));
+    reads.back().sink = [gather = engine::Gather(cut.view, 0, cut.view.numel(), into.data())](
+                            std::uint64_t at, ConstBytes bytes) { gather.take(at, bytes); };
+  }
+
   // As one stream: in runs that begin at multiples of kBlockSize.
   engine::RecordRead stream_of(std::size_t storage) const {
     const Record& record = contents.records.at(contents.places.at(storage));
@@ -73,7 +110,7 @@ struct CheckpointFile::Parts {
           &contents.record_of(static_cast<std::size_t>(number)) == &record)
         found = format_path(path);
     });
-    return found.empty() ? "no tensor of its own" : found;
+    return found.empty() ? fmt::format("'{}'", record.name) : found;
   }
 };
 
@@ -94,7 +131,9 @@ CheckpointFile CheckpointFile::open(std::shared_ptr<const Source> source, bool a
 }
 
 const std::string& CheckpointFile::name() const { return parts_->source->name(); }
-std::uint64_t CheckpointFile::size() const { return parts_->source->size(); }
+std::uint64_t CheckpointFile::size() const {
+  return parts_->contents.bytes != 0 ? parts_->contents.bytes : parts_->source->size();
+}
 const std::string& CheckpointFile::format() const { return parts_->contents.format; }
 const Value& CheckpointFile::value() const { return parts_->contents.value; }
 const std::optional<CheckpointInfo>& CheckpointFile::info() const { return parts_->contents.info; }
@@ -120,7 +159,9 @@ void CheckpointFile::read(std::size_t storage, MutableBytes into) const {
   if (into.size() != record.size)
     throw Error(ErrorCode::invalid, fmt::format("{}: {} bytes to read record {} of {} bytes into",
                                                 name(), into.size(), record.name, record.size));
-  parts_->read({engine::read_of(parts_->contents, record, into)});
+  std::vector<engine::RecordRead> reads;
+  parts_->add_reads(storage, into, reads);
+  parts_->read(reads);
 }
 
 void CheckpointFile::read_all(const Value& value, const Allocate& allocate) const {
@@ -131,7 +172,7 @@ void CheckpointFile::read_all(const Value& value, const Allocate& allocate) cons
     (allocate ? allocate : Allocate(engine::allocate_owned))(storage);
     const MutableBytes into(storage.data, storage.size);
     fresh.push_back(into);
-    reads.push_back(engine::read_of(parts_->contents, parts_->contents.record_of(i), into));
+    parts_->add_reads(i, into, reads);
   }
   // Where reading is no more than copying, ordinary pages are the better ones: mostly they were in
   // use a moment ago. On a virtual machine huge ones may have to be had back from the host, which
@@ -190,6 +231,7 @@ void CheckpointFile::stream_all(const Value& value) const {
 
 bool CheckpointFile::reads_in_place() const {
   const auto& index = parts_->contents.index;
+  if (parts_->contents.reads_in_place) return true;
   return has_checksums() && index && index->block_size <= format::kBlockSize;
 }
 
@@ -200,10 +242,10 @@ void CheckpointFile::read_in_place(const std::vector<std::size_t>& numbers) cons
   std::vector<engine::RecordRead> reads;
   for (const std::size_t number : numbers) {
     const TensorStorage& storage = *storages().at(number);
-    reads.push_back(engine::read_of(parts_->contents, parts_->contents.record_of(number),
-                                    {storage.data, storage.size}));
-    reads.back().compare_first = true;
+    parts_->add_reads(number, {storage.data, storage.size}, reads);
   }
+  for (engine::RecordRead& read : reads)
+    read.compare_first = !read.into.empty() && read.block_size <= format::kBlockSize;
   parts_->read(reads);
 }
 
@@ -257,6 +299,63 @@ void CheckpointFile::stream_pairs(const CheckpointFile& other,
                           [&](std::size_t i, std::uint64_t at, ConstBytes theirs, ConstBytes mine) {
                             sink(led_there[i], at, mine, theirs);
                           });
+}
+
+namespace {
+
+void require_box(const Tensor& whole, const std::vector<std::int64_t>& offsets,
+                 const std::vector<std::int64_t>& sizes) {
+  bool inside = offsets.size() == whole.shape.size() && sizes.size() == whole.shape.size();
+  for (std::size_t d = 0; inside && d < sizes.size(); ++d)
+    inside = offsets[d] >= 0 && sizes[d] >= 0 && sizes[d] <= whole.shape[d] &&
+             offsets[d] <= whole.shape[d] - sizes[d];
+  if (!inside)
+    throw Error(
+        ErrorCode::invalid,
+        fmt::format("a part of {} at {} is asked for of a tensor of {}", repr(Value::size(sizes)),
+                    repr(Value::size(offsets)), repr(Value::size(whole.shape))));
+}
+
+}  // namespace
+
+Tensor CheckpointFile::part(const Tensor& whole, const std::vector<std::int64_t>& offsets,
+                            const std::vector<std::int64_t>& sizes) const {
+  format::Contents& contents = parts_->contents;
+  require_box(whole, offsets, sizes);
+  const auto number = static_cast<std::size_t>(whole.storage->record);
+  if (whole.storage->record < 0 || contents.storages.at(number) != whole.storage)
+    throw Error(ErrorCode::invalid, fmt::format("{}: a part of a tensor of another file", name()));
+  Tensor out = format::contiguous_tensor(whole.dtype, sizes);
+  CheckpointFile::Record record = contents.record_of(number);
+  record.size = out.numel() * itemsize(whole.dtype);
+  const std::size_t made = contents.storages.size();
+  if (const auto from = contents.gathered.find(number); from != contents.gathered.end()) {
+    format::Contents::Gathered gathered{itemsize(whole.dtype), offsets, sizes, {}};
+    for (const format::Contents::Piece& piece : from->second.pieces)
+      if (!engine::BoxCopy({piece.offsets, piece.sizes}, {offsets, sizes}, gathered.itemsize)
+               .empty())
+        gathered.pieces.push_back(piece);
+    contents.gathered.emplace(made, std::move(gathered));
+  } else {
+    Tensor view = whole;
+    view.shape = sizes;
+    for (std::size_t d = 0; d < offsets.size(); ++d)
+      view.storage_offset += offsets[d] * view.strides[d];
+    contents.cuts.emplace(made, format::Contents::Cut{number, std::move(view)});
+  }
+  out.storage = contents.add_storage(std::move(record));
+  out.storage->device = whole.storage->device;
+  contents.unchecked.resize(contents.records.size(), false);
+  contents.unchecked.back() = true;  // what it is made of is
+  out.conj = whole.conj;
+  out.neg = whole.neg;
+  return out;
+}
+
+std::size_t CheckpointFile::ranks() const { return parts_->contents.ranks; }
+
+void CheckpointFile::view_as(std::size_t rank) {
+  parts_->contents.value = engine::rank_view(parts_->contents.value, rank);
 }
 
 std::optional<std::uint32_t> CheckpointFile::checksum(std::size_t storage) const {

@@ -1,6 +1,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cinttypes>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -59,34 +60,82 @@ ManagerOptions checked(ManagerOptions options) {
                 fmt::format("staging_bytes is {}; at least {} are needed, or 0 for as many as the "
                             "state takes",
                             options.staging_bytes, engine::Arena::kMinBytes));
+  if (!(options.rank_timeout.count() > 0))
+    throw Error(ErrorCode::invalid,
+                fmt::format("rank_timeout is {} s; it is the time to wait for a sign of life of "
+                            "another rank",
+                            options.rank_timeout.count()));
   if (!options.warning) options.warning = print_warning;
   if (!options.note) options.note = print_note;
   return options;
 }
 
+std::optional<engine::RankTalk> talk_of(const ManagerOptions& options) {
+  if (!options.ranks || options.ranks->size() == 1) return std::nullopt;
+  return std::make_optional<engine::RankTalk>(options.ranks, options.rank_timeout);
+}
+
+// The first rank makes the directory where it is not there.
+std::shared_ptr<storage::Storage> open_after_leader(
+    std::optional<engine::RankTalk>& talk,
+    const std::function<std::shared_ptr<storage::Storage>()>& open) {
+  std::shared_ptr<storage::Storage> storage;
+  if (!talk || talk->leads()) {
+    const auto make = [&] {
+      storage = open();
+      return std::string();
+    };
+    talk ? talk->led("made", make) : make();
+  } else {
+    talk->led("made", {});
+    storage = open();
+  }
+  return storage;
+}
+
 }  // namespace
 
-CheckpointManager::Parts::Parts(std::shared_ptr<storage::Storage> where, ManagerOptions with)
-    : storage(std::move(where)),
-      options(checked(std::move(with))),
+CheckpointManager::Parts::Parts(const Open& open, ManagerOptions with)
+    : options(checked(std::move(with))),
+      talk(talk_of(options)),
+      storage(open_after_leader(talk, open)),
       directory(storage->describe("")),
       owner(io::real_system().process_id()),
       arena(options.staging_bytes, options.allocate_staging),
       schedule(options.save_every, options.overhead, engine::SaveSchedule::Clock::now()),
-      history(storage, options.warning),
+      history(leads() ? storage : nullptr, options.warning),
       run(storage) {
   if (!options.save_on_signal.empty()) signals.emplace(options.save_on_signal);
-  storage->lock();
+  if (talk) {
+    auto* local = dynamic_cast<storage::LocalStorage*>(storage.get());
+    if (local == nullptr)
+      throw Error(ErrorCode::invalid, "several ranks save into a directory, and nowhere else");
+    saver.emplace(*talk, *local);
+  }
   try {
-    for (const std::string& name : storage->collect_debris())
-      run.use_generation(engine::generation_in(name));
-    run.scan();
-    if (const auto found = run.find(); !found.empty())
-      schedule.goes_on_from(found.front().number.step, engine::SaveSchedule::Clock::now());
+    const std::string found = together("open", [this] {
+      storage->lock();
+      for (const std::string& name : storage->collect_debris())
+        run.use_generation(engine::generation_in(name));
+      run.scan();
+      const auto newest = run.find();
+      return fmt::format("{} {}", run.next_generation() - 1,
+                         newest.empty() ? -1 : newest.front().number.step);
+    });
+    std::uint64_t generation = 0;
+    std::int64_t step = -1;
+    std::sscanf(found.c_str(), "%" SCNu64 " %" SCNd64, &generation, &step);
+    run.use_generation(generation);
+    if (step >= 0) schedule.goes_on_from(step, engine::SaveSchedule::Clock::now());
   } catch (...) {
     storage->unlock();
     throw;
   }
+}
+
+std::string CheckpointManager::Parts::together(const std::string& key,
+                                               const std::function<std::string()>& lead) {
+  return talk ? talk->led(key, lead) : lead();
 }
 
 CheckpointManager::Parts::~Parts() {
@@ -144,12 +193,15 @@ void CheckpointManager::Parts::throw_unseen() {
 }
 
 CheckpointManager::CheckpointManager(const std::filesystem::path& directory, ManagerOptions options)
-    : CheckpointManager(storage::LocalStorage::create_run(io::real_system(), directory),
-                        std::move(options)) {}
+    : parts_(std::make_unique<Parts>(
+          [&]() -> std::shared_ptr<storage::Storage> {
+            return storage::LocalStorage::create_run(io::real_system(), directory);
+          },
+          std::move(options))) {}
 
 CheckpointManager::CheckpointManager(std::shared_ptr<storage::Storage> storage,
                                      ManagerOptions options)
-    : parts_(std::make_unique<Parts>(std::move(storage), std::move(options))) {}
+    : parts_(std::make_unique<Parts>([&] { return std::move(storage); }, std::move(options))) {}
 
 // A forked child has the lock's descriptors, which are closed, and of the parent's threads nothing
 // but traces: destroying what they wait for would wait for them.
@@ -252,7 +304,7 @@ std::vector<ListedCheckpoint> list_checkpoints(const std::filesystem::path& dire
     item.checkpoint.info.generation = found.number.generation;
     try {
       item.checkpoint =
-          engine::describe(*storage, found, CheckpointFile::open(storage->open(found.name), true));
+          engine::describe(*storage, found, engine::open_checkpoint(*storage, found, true));
     } catch (const Error& error) {
       if (error.code() == ErrorCode::not_found) continue;  // pruned meanwhile
       item.problem = error.what();

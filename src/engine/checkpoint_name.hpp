@@ -1,5 +1,5 @@
 // The names of checkpoints in a run directory: step-0000000100-g00000042.pt is step 100,
-// generation 42.
+// generation 42; a directory that several ranks have saved ends in .dcp instead.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +12,7 @@ namespace perdure::engine {
 struct CheckpointName {
   std::int64_t step = 0;
   std::uint64_t generation = 0;
+  bool of_ranks = false;
   bool operator==(const CheckpointName&) const = default;
 };
 

@@ -1,9 +1,14 @@
 #include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <unordered_map>
 
 #include "engine/dcp_parts.hpp"
 #include "engine/gathered_tensor.hpp"
 #include "engine/joined_file.hpp"
 #include "engine/joined_source.hpp"
+#include "engine/rank_plan.hpp"
+#include "engine/rank_view.hpp"
 #include "format/safetensors_file.hpp"
 
 namespace perdure::engine {
@@ -25,13 +30,56 @@ class DcpReader {
     std::vector<Value> values;
     for (const DcpItem& item : parts_.metadata().items)
       values.push_back(item.is_tensor ? tensor(item) : other(item));
-    contents_.value = format::with_file_name(
-        *joined_, [&] { return format::join_dcp_state(parts_.metadata().items, values); });
+    contents_.value = format::with_file_name(*joined_, [&] {
+      return parts_.record() ? state_of_ranks(values)
+                             : format::join_dcp_state(parts_.metadata().items, values);
+    });
     return {joined_, std::move(contents_)};
   }
 
  private:
+  // What is no tensor stands in the records of the ranks, with all that a name and a path do not
+  // tell; its items are for readers of DCP.
+  Value state_of_ranks(const std::vector<Value>& values) {
+    const format::RanksRecord& record = *parts_.record();
+    const std::vector<DcpItem>& items = parts_.metadata().items;
+    contents_.info = record.info;
+    contents_.ranks = record.ranks;
+    contents_.bytes = record.bytes;
+    contents_.reads_in_place = true;
+    std::unordered_map<std::string_view, const Value*> named;
+    for (std::size_t i = 0; i < items.size(); ++i) named.emplace(items[i].name, &values[i]);
+    const auto find = [&](const std::string& name) -> const Value* {
+      const auto found = named.find(name);
+      return found == named.end() ? nullptr : found->second;
+    };
+    const auto record_of = [&](std::size_t rank) -> const Value& {
+      const Value* found = find(record_name(rank));
+      if (found == nullptr || !found->is_mapping())
+        throw Error(ErrorCode::corrupt, fmt::format("there is no record of rank {}", rank));
+      return *found;
+    };
+    Value state = with_shared(record_of(0), find);
+    Dict others;
+    for (std::size_t rank = 1; rank < record.ranks; ++rank)
+      others.set(Value(std::to_string(rank)), record_of(rank));
+    if (!others.empty()) state.as_dict().set(Value(kRanksKey), std::move(others));
+    return state;
+  }
+
+  // Where two names have the same places, they are one tensor (tied weights).
   Value tensor(const DcpItem& item) {
+    std::string key = fmt::format("{} {}", dtype_name(item.dtype), fmt::join(item.shape, ","));
+    for (const DcpChunk& chunk : item.chunks)
+      key += fmt::format(" {}:{}@{}", chunk.place.file, chunk.place.offset,
+                         fmt::join(chunk.offsets, ","));
+    if (item.chunks.empty()) return fresh_tensor(item);
+    const auto [known, fresh] = tensors_.try_emplace(std::move(key), Value());
+    if (fresh) known->second = fresh_tensor(item);
+    return Value(known->second.as_tensor());
+  }
+
+  Value fresh_tensor(const DcpItem& item) {
     Tensor out = format::with_file_name(
         *joined_, [&] { return format::contiguous_tensor(item.dtype, item.shape); });
     std::vector<TensorPiece> pieces;
@@ -48,6 +96,7 @@ class DcpReader {
         record.offset = joined_->append(pieces[0].source, pieces[0].offset, record.size);
       } else {
         has_checksum = false;  // but those of its pieces are compared
+        gather(item, pieces);
         record.offset = joined_->append(
             std::make_shared<GatheredTensor>(repr(Value(item.name)), itemsize(item.dtype),
                                              item.shape, std::move(pieces)),
@@ -56,6 +105,22 @@ class DcpReader {
     }
     out.storage = add_storage(std::move(record), has_checksum);
     return Value(std::move(out));
+  }
+
+  // For who reads all of it: piece by piece, each once.
+  void gather(const DcpItem& item, const std::vector<TensorPiece>& pieces) {
+    format::Contents::Gathered gathered{
+        itemsize(item.dtype), std::vector<std::int64_t>(item.shape.size()), item.shape, {}};
+    for (const TensorPiece& piece : pieces) {
+      CheckpointFile::Record record{
+          .name = item.name, .offset = 0, .size = 0, .crc32 = piece.crc32.value_or(0)};
+      record.size =
+          format::contiguous_tensor(item.dtype, piece.sizes).numel() * itemsize(item.dtype);
+      record.offset = joined_->append(piece.source, piece.offset, record.size);
+      gathered.pieces.push_back(
+          {std::move(record), piece.crc32.has_value(), piece.offsets, piece.sizes});
+    }
+    contents_.gathered.emplace(contents_.storages.size(), std::move(gathered));
   }
 
   const std::shared_ptr<TensorStorage>& add_storage(CheckpointFile::Record record,
@@ -85,6 +150,7 @@ class DcpReader {
   DcpParts parts_;
   bool allow_opaque_;
   std::shared_ptr<JoinedSource> joined_;
+  std::unordered_map<std::string, Value> tensors_;  // by their places
   format::Contents contents_;
 };
 

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include "engine/joined_source.hpp"
+#include "format/coding.hpp"
+#include "format/crc32.hpp"
 #include "format/pickle_reader.hpp"
 #include "format/safetensors_file.hpp"
 
@@ -13,13 +15,32 @@ namespace fs = std::filesystem;
 using format::DcpChunk;
 using format::DcpItem;
 
+// That of a run with long names for everything has a few KB.
+constexpr std::uint64_t kMaxRecord = std::uint64_t{64} << 20;
+
+std::optional<format::RanksRecord> read_record(FilePool& pool) {
+  if (!pool.has(format::kRanksName)) return std::nullopt;
+  const auto source = pool.source(format::kRanksName);
+  if (source->size() > kMaxRecord)
+    throw Error(ErrorCode::unsupported, fmt::format("{}: more than 64 MiB", source->name()));
+  std::string text(source->size(), '\0');
+  source->read(0, std::as_writable_bytes(std::span(text)));
+  return format::with_file_name(*source, [&] { return format::read_ranks_json(text); });
+}
+
 format::DcpMetadata read_metadata(FilePool& pool, const fs::path& directory,
-                                  const std::string& name) {
+                                  const std::string& name,
+                                  const std::optional<format::RanksRecord>& record) {
   const auto source = pool.source(name);
   if (source->size() > format::kMaxPickle)
     throw Error(ErrorCode::unsupported, fmt::format("{}: more than 1 GiB", source->name()));
   std::string pickle(source->size(), '\0');
   source->read(0, std::as_writable_bytes(std::span(pickle)));
+  if (record && (pickle.size() != record->metadata_size ||
+                 format::crc32(format::as_bytes(pickle)) != record->metadata_crc32))
+    throw Error(ErrorCode::corrupt,
+                fmt::format("{}: does not have the checksum that {} was written with it",
+                            source->name(), format::kRanksName));
   try {
     return format::read_dcp_metadata(pickle);
   } catch (const Error& error) {
@@ -39,7 +60,8 @@ format::DcpMetadata read_metadata(FilePool& pool, const fs::path& directory,
 DcpParts::DcpParts(const fs::path& directory, const std::string& metadata)
     : name_(directory.string()),
       pool_(FilePool::open(directory)),
-      metadata_(read_metadata(*pool_, directory, metadata)),
+      record_(read_record(*pool_)),
+      metadata_(read_metadata(*pool_, directory, metadata, record_)),
       files_(metadata_.files.size()) {}
 
 std::shared_ptr<const Source> DcpParts::file(std::size_t number) {

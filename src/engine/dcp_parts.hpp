@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "engine/strided_source.hpp"
 #include "format/contents.hpp"
 #include "format/dcp_metadata.hpp"
+#include "format/ranks_json.hpp"
 
 namespace perdure::engine {
 
@@ -24,6 +26,8 @@ class DcpParts {
 
   const std::string& name() const { return name_; }
   const format::DcpMetadata& metadata() const { return metadata_; }
+  // What perdure says of a checkpoint that several ranks have saved; nothing of any other.
+  const std::optional<format::RanksRecord>& record() const { return record_; }
 
   struct Part {
     std::shared_ptr<const Source> source;
@@ -44,6 +48,7 @@ class DcpParts {
 
   std::string name_;
   std::shared_ptr<FilePool> pool_;
+  std::optional<format::RanksRecord> record_;
   format::DcpMetadata metadata_;
   std::vector<std::shared_ptr<const Source>> files_;
   std::shared_ptr<LastLoaded> last_loaded_ = std::make_shared<LastLoaded>();

@@ -17,24 +17,24 @@ constexpr std::uint64_t kBlocksInFlight = 4;
 
 }  // namespace
 
-FileWalk::FileWalk(const format::Encoder& encoder) : encoder_(encoder) { advance(); }
+FileWalk::FileWalk(const format::FilePlan& plan) : plan_(plan) { advance(); }
 
 // To the next tensor that has bytes, or to the tail.
 void FileWalk::advance() {
-  while (sums_.size() < encoder_.tensors().size()) {
-    const format::TensorRecord& tensor = encoder_.tensors()[sums_.size()];
-    text_ += encoder_.header(sums_.size());
+  while (sums_.size() < plan_.tensors().size()) {
+    const format::TensorRecord& tensor = plan_.tensors()[sums_.size()];
+    text_ += plan_.header(sums_.size());
     left_ = tensor.bytes.size();
     block_left_ = std::min(left_, format::kBlockSize);
     current_ = {.data_offset = tensor.data_offset, .size = left_, .crc32 = 0, .blocks = {}};
     if (left_ > 0) return;
     end_tensor();
   }
-  text_ += encoder_.tail(sums_);
+  text_ += plan_.tail(sums_);
 }
 
 void FileWalk::end_tensor() {
-  text_ += encoder_.descriptor(sums_.size(), current_.crc32);
+  text_ += plan_.descriptor(sums_.size(), current_.crc32);
   sums_.push_back(std::move(current_));
 }
 
@@ -70,11 +70,11 @@ void FileWalk::pass(MutableBytes bytes) {
   }
 }
 
-std::vector<format::StorageChecksums> drain(StagedFile& file, const format::Encoder& encoder,
+std::vector<format::StorageChecksums> drain(StagedFile& file, const format::FilePlan& plan,
                                             storage::Replacement& out,
                                             const std::function<void(std::uint64_t)>& progress) {
-  FileWalk walk(encoder);
-  const std::uint64_t size = encoder.file_size();
+  FileWalk walk(plan);
+  const std::uint64_t size = plan.file_size();
   for (std::uint64_t number = 0; number < file.blocks(); ++number) {
     const std::uint64_t begin = number * kBlockSize;
     if (number >= kBlocksInFlight) {

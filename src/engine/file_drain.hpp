@@ -16,7 +16,7 @@ namespace perdure::engine {
 // behind them into the blocks.
 class FileWalk {
  public:
-  explicit FileWalk(const format::Encoder& encoder);
+  explicit FileWalk(const format::FilePlan& plan);
   // The next bytes of the file: those of tensors are there, the rest is written into them.
   void pass(MutableBytes bytes);
   // Of the tensors that have passed whole.
@@ -27,7 +27,7 @@ class FileWalk {
   void end_tensor();
   void sum(ConstBytes bytes);
 
-  const format::Encoder& encoder_;
+  const format::FilePlan& plan_;
   std::string text_;  // what comes before the bytes of tensor number sums_.size()
   std::size_t text_done_ = 0;
   std::uint64_t left_ = 0;        // bytes of that tensor
@@ -40,7 +40,7 @@ class FileWalk {
 // Writes the whole file, but does not commit it. `progress` is told the bytes handed over so far.
 // Returns the checksums of the tensors' records.
 std::vector<format::StorageChecksums> drain(
-    StagedFile& file, const format::Encoder& encoder, storage::Replacement& out,
+    StagedFile& file, const format::FilePlan& plan, storage::Replacement& out,
     const std::function<void(std::uint64_t)>& progress = {});
 
 }  // namespace perdure::engine

@@ -45,9 +45,7 @@ class Flattening {
     return holds_[value.identity()] = found;
   }
   void add(const Value& value) {
-    std::string name;
-    for (const Value& key : path_)
-      name += (name.empty() && &key == &path_[0] ? "" : ".") + text_of(key);
+    std::string name = flat_name(path_);
     if (!names_.insert(name).second)
       throw Error(
           ErrorCode::invalid,
@@ -64,6 +62,27 @@ class Flattening {
 };
 
 }  // namespace
+
+std::string flat_name(const KeyPath& path) {
+  std::string name;
+  for (const Value& key : path) name += (&key == &path[0] ? "" : ".") + text_of(key);
+  return name;
+}
+
+KeyPath dcp_path(const KeyPath& path, const Value& state) {
+  KeyPath out;
+  const Value* at = &state;
+  for (const Value& key : path) {
+    if (at->is_mapping()) {
+      out.push_back(key.kind() == Kind::string ? key : Value(repr(key, 1000)));
+      at = at->as_dict().find(key);
+    } else {
+      out.push_back(key);
+      at = &at->as_items()[static_cast<std::size_t>(key.as_int())];
+    }
+  }
+  return out;
+}
 
 std::vector<FlatEntry> flatten(const Value& state) {
   if (!state.is_mapping() || state.kind() == Kind::composite)

@@ -18,4 +18,10 @@ struct FlatEntry {
 // entry. Error(invalid) where two have one name, or the state is no dict.
 std::vector<FlatEntry> flatten(const Value& state);
 
+// The name of what stands at `path`.
+std::string flat_name(const KeyPath& path);
+// The path of an entry of `state` as DCP keeps it: a dict's key is a string, a list's position an
+// int, and that is how dcp.load tells them.
+KeyPath dcp_path(const KeyPath& path, const Value& state);
+
 }  // namespace perdure::engine

@@ -75,6 +75,7 @@ History::History(std::shared_ptr<storage::Storage> storage,
 
 template <class Fill>
 void History::add(const char* event, Fill&& fill) noexcept {
+  if (!storage_) return;
   try {
     Dict json{{"event", event}, {"time", now_since_1970()}};
     fill(json);

@@ -39,6 +39,7 @@ class HistoryReader {
 // Safe to use from any thread. Nothing here throws.
 class History {
  public:
+  // Without a storage, nothing is written: another rank does that.
   History(std::shared_ptr<storage::Storage> storage,
           std::function<void(const std::string&)> warning);
 

@@ -45,6 +45,7 @@ engine::FoundCheckpoint CheckpointManager::Parts::find_step(std::int64_t step) c
 void CheckpointManager::pin(std::int64_t step, const std::string& reason) {
   const auto call = parts_->enter();
   parts_->wait_idle();
+  if (!parts_->leads()) return;
   const engine::FoundCheckpoint found = parts_->find_step(step);
   parts_->run.pin(found, reason);
   parts_->history.pinned(step, found.number.generation, reason);
@@ -53,6 +54,7 @@ void CheckpointManager::pin(std::int64_t step, const std::string& reason) {
 void CheckpointManager::unpin(std::int64_t step) {
   const auto call = parts_->enter();
   parts_->wait_idle();
+  if (!parts_->leads()) return;
   const engine::FoundCheckpoint found = parts_->find_step(step);
   parts_->run.unpin(found);
   parts_->history.unpinned(step, found.number.generation);
@@ -66,7 +68,7 @@ std::vector<PlannedCheckpoint> CheckpointManager::retention_plan() const {
 std::vector<PlannedCheckpoint> CheckpointManager::prune() {
   const auto call = parts_->enter();
   parts_->wait_idle();
-  return parts_->prune();
+  return parts_->leads() ? parts_->prune() : retention_plan();
 }
 
 std::vector<PlannedCheckpoint> CheckpointManager::Parts::plan() {

@@ -6,10 +6,14 @@
 #include <atomic>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <mutex>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/history.hpp"
+#include "engine/rank_plan.hpp"
+#include "engine/rank_save.hpp"
+#include "engine/rank_talk.hpp"
 #include "engine/retention.hpp"
 #include "engine/run_directory.hpp"
 #include "engine/save_handle.hpp"
@@ -23,7 +27,8 @@
 namespace perdure {
 
 struct CheckpointManager::Parts {
-  Parts(std::shared_ptr<storage::Storage> where, ManagerOptions with);  // locks, collects debris
+  using Open = std::function<std::shared_ptr<storage::Storage>()>;
+  Parts(const Open& open, ManagerOptions with);  // locks, collects debris
   ~Parts();
 
   void require_usable() const;  // Error(invalid) when closed or in a forked child
@@ -31,6 +36,8 @@ struct CheckpointManager::Parts {
   std::unique_lock<std::recursive_mutex> enter();
   // For what only looks: it can be asked while another thread waits for a save.
   std::unique_lock<std::mutex> look() const;
+  // What the first rank finds out, and all others are told; or just what it gives.
+  std::string together(const std::string& key, const std::function<std::string()>& lead);
   void wait_idle();     // until no save is in flight
   void throw_unseen();  // the oldest error that nobody has seen; all count as seen then
 
@@ -38,11 +45,17 @@ struct CheckpointManager::Parts {
   // Before anything of a save is done: waits for the one in flight, or says that this one is to be
   // skipped; throws what an earlier one left to throw.
   bool make_way(std::int64_t step);
+  bool make_way_alone(std::int64_t step);  // as far as this rank goes
   void tell_of_streaming(std::uint64_t size);
   void number(CheckpointInfo& info);  // with the next generation, and its parent
   void use_generation(std::uint64_t generation);
   SaveHandle save(Value state, CheckpointInfo info, engine::StepWatch watch,
-                  engine::SaveJob::Clock::time_point begin);
+                  engine::RankRoles roles, engine::SaveJob::Clock::time_point begin);
+  std::unique_ptr<const format::FilePlan> file_plan_of(const Value& state,
+                                                       const CheckpointInfo& info,
+                                                       engine::RankRoles roles);
+  // A save that this rank cannot begin fails on the others, too.
+  void refuse_save(const std::exception_ptr& why);
   void start(const std::shared_ptr<engine::SaveJob>& next);
   // In the writing thread; false where the save failed.
   bool persist(const std::shared_ptr<engine::SaveJob>& done, const std::string& name,
@@ -56,8 +69,11 @@ struct CheckpointManager::Parts {
              const std::string& name) noexcept;  // in the watching thread
 
   // manager_when.cpp
+  bool decide(std::int64_t step);
+  bool decide_together(std::int64_t step);
   std::optional<io::SignalWatch::Caught> preempted() const;
   void notice();
+  void hear_of_signals();
   void stop_watching();
   // Whether a save that begins now ends before the process is killed; true where that cannot be
   // told, and where nothing is lost by trying.
@@ -70,15 +86,26 @@ struct CheckpointManager::Parts {
 
   // manager_restore.cpp
   std::optional<Checkpoint> restore_newest(const Take& take);
+  std::optional<Checkpoint> restore_newest_of_ranks(const Take& take);
+  // Takes a file that all ranks take; where one fails, all do.
+  Checkpoint take_together(const std::string& name, const Take& take);
+  engine::FoundCheckpoint found_of(const std::string& name) const;
+  void require_none_set_aside() const;
+  void tell_set_aside(const engine::FoundCheckpoint& found, const std::string& damage);
   std::string set_aside(const engine::FoundCheckpoint& found);
-  CheckpointFile open(std::shared_ptr<const Source> source);
+  CheckpointFile open(const engine::FoundCheckpoint& found);
+  CheckpointFile open(const std::filesystem::path& path);
+  CheckpointFile opened(CheckpointFile file);
   void take(const Take& take, const CheckpointFile& file);
   Checkpoint restore_step(std::int64_t step, const Take& take);
   Checkpoint restore_path(const std::filesystem::path& path, const Take& take);
   Checkpoint restored(Checkpoint checkpoint);
 
-  std::shared_ptr<storage::Storage> storage;
+  bool leads() const { return !talk || talk->leads(); }
+
   ManagerOptions options;
+  std::optional<engine::RankTalk> talk;  // where there are other ranks
+  std::shared_ptr<storage::Storage> storage;
   std::filesystem::path directory;
   pid_t owner;  // the process that opened it
   std::atomic<bool> closed = false;
@@ -93,6 +120,14 @@ struct CheckpointManager::Parts {
   std::optional<io::SignalWatch::Caught> noticed;      // and this is what it has seen
   std::shared_ptr<SaveHandle::State> preemption_save;  // the last one that was begun for it
   engine::History history;
+  // Of the ranks: all of the thread that trains, but for the saver.
+  engine::RankPlan::Items rank_items;
+  std::optional<engine::RankSaver> saver;
+  std::uint64_t restores = 0, decisions = 0, ways = 0;
+  bool told_of_signal = false;
+  bool begun = false;                   // a save has been handed to the writer
+  bool was_due = false;                 // since the last decision
+  std::optional<std::int64_t> horizon;  // the step of the next decision
   // Of the restore that is going on, what is read of what there is; 0 of 0: none.
   std::atomic<std::uint64_t> restore_read = 0;
   std::atomic<std::uint64_t> restore_bytes = 0;

@@ -53,7 +53,19 @@ class MeteredSource final : public Source {
 
 std::optional<Checkpoint> CheckpointManager::restore(TrainingState& state,
                                                      const RestoreOptions& options) {
-  auto restored = restore(options, take_into(state, options));
+  bool took = false;
+  const Take into = take_into(state, options);
+  const auto restored = [&] {
+    try {
+      return restore(options, [&](const CheckpointFile& file) {
+        into(file);
+        took = true;
+      });
+    } catch (...) {
+      if (took && parts_->talk) state.mark_broken();  // it is not what the others have
+      throw;
+    }
+  }();
   if (restored)
     for (const std::string& note : state.notes()) parts_->options.warning(note);
   return restored;
@@ -72,7 +84,7 @@ std::optional<Checkpoint> CheckpointManager::restore(const RestoreOptions& optio
   else if (options.step)
     restored = parts_->restore_step(*options.step, take);
   else
-    restored = parts_->restore_newest(take);
+    restored = parts_->talk ? parts_->restore_newest_of_ranks(take) : parts_->restore_newest(take);
   if (restored) {
     const auto end = std::chrono::steady_clock::now();
     parts_->schedule.goes_on_from(restored->step(), end);
@@ -85,27 +97,84 @@ std::optional<Checkpoint> CheckpointManager::Parts::restore_newest(const Take& t
   for (const engine::FoundCheckpoint& found : run.find_all()) {
     std::string damage;
     try {
-      const CheckpointFile file = open(storage->open(found.name));
+      const CheckpointFile file = open(found);
       this->take(take, file);
       return restored(engine::describe(*storage, found, file));
     } catch (const Error& error) {
       if (error.code() != ErrorCode::corrupt) throw;
       damage = error.what();
     }
-    const std::string aside = set_aside(found);
-    history.set_aside(aside, damage);
-    options.warning(fmt::format(
-        "the checkpoint '{}' is damaged and was set aside as '{}'; the one before it is tried. "
-        "The damage: {}",
-        storage->describe(found.name), aside, damage));
+    tell_set_aside(found, damage);
   }
+  require_none_set_aside();
+  return std::nullopt;
+}
+
+void CheckpointManager::Parts::require_none_set_aside() const {
   if (const auto aside = run.set_aside_names(); !aside.empty())
     throw Error(
         ErrorCode::corrupt,
         fmt::format("every checkpoint in '{}' is damaged: {}. To start anew, move them out of "
                     "the directory",
                     directory.string(), fmt::join(aside, ", ")));
-  return std::nullopt;
+}
+
+// The newest that is whole for every rank. Rank 0 says which one is tried.
+std::optional<Checkpoint> CheckpointManager::Parts::restore_newest_of_ranks(const Take& take) {
+  for (;;) {
+    const std::string name = talk->led(fmt::format("candidate/{}", restores), [&]() -> std::string {
+      const auto all = run.find_all();
+      if (!all.empty()) return all.front().name;
+      require_none_set_aside();
+      return "";
+    });
+    if (name.empty()) {
+      ++restores;
+      return std::nullopt;
+    }
+    try {
+      return take_together(name, take);
+    } catch (const Error& error) {
+      if (error.code() != ErrorCode::corrupt) throw;
+      if (talk->leads()) tell_set_aside(found_of(name), error.what());
+    }
+  }
+}
+
+engine::FoundCheckpoint CheckpointManager::Parts::found_of(const std::string& name) const {
+  const auto all = run.find_all();
+  const auto found = std::ranges::find_if(all, [&](const auto& item) { return item.name == name; });
+  if (found == all.end())
+    throw Error(ErrorCode::not_found,
+                fmt::format("'{}' is there for another rank, and not for this one: do all of them "
+                            "see the same file system?",
+                            storage->describe(name)));
+  return *found;
+}
+
+Checkpoint CheckpointManager::Parts::take_together(const std::string& name, const Take& take) {
+  std::optional<Checkpoint> taken;
+  std::exception_ptr mine;
+  try {
+    const engine::FoundCheckpoint found = found_of(name);
+    const CheckpointFile file = open(found);
+    this->take(take, file);
+    taken = engine::describe(*storage, found, file);
+  } catch (...) {
+    mine = std::current_exception();
+  }
+  talk->agree(fmt::format("restore/{}", restores++), mine);
+  return restored(std::move(*taken));
+}
+
+void CheckpointManager::Parts::tell_set_aside(const engine::FoundCheckpoint& found,
+                                              const std::string& damage) {
+  const std::string aside = set_aside(found);
+  history.set_aside(aside, damage);
+  options.warning(fmt::format(
+      "the checkpoint '{}' is damaged and was set aside as '{}'; the one before it is tried. "
+      "The damage: {}",
+      storage->describe(found.name), aside, damage));
 }
 
 std::string CheckpointManager::Parts::set_aside(const engine::FoundCheckpoint& found) {
@@ -113,11 +182,22 @@ std::string CheckpointManager::Parts::set_aside(const engine::FoundCheckpoint& f
   return run.set_aside(found);
 }
 
+CheckpointFile CheckpointManager::Parts::open(const engine::FoundCheckpoint& found) {
+  if (found.number.of_ranks) return opened(engine::open_checkpoint(*storage, found, false));
+  return opened(CheckpointFile::open(
+      std::make_shared<MeteredSource>(storage->open(found.name), restore_read)));
+}
+
+CheckpointFile CheckpointManager::Parts::open(const std::filesystem::path& path) {
+  if (is_checkpoint_directory(path)) return opened(CheckpointFile::open(path));
+  return opened(
+      CheckpointFile::open(std::make_shared<MeteredSource>(open_source(path), restore_read)));
+}
+
 // Nothing is in flight, so what is read may go through the memory of the saves.
-CheckpointFile CheckpointManager::Parts::open(std::shared_ptr<const Source> source) {
-  CheckpointFile file =
-      CheckpointFile::open(std::make_shared<MeteredSource>(std::move(source), restore_read));
+CheckpointFile CheckpointManager::Parts::opened(CheckpointFile file) {
   file.read_through([this](std::uint64_t size) { return arena.lend(size); });
+  file.view_as(talk ? talk->rank() : 0);
   return file;
 }
 
@@ -132,17 +212,31 @@ void CheckpointManager::Parts::take(const Take& take, const CheckpointFile& file
 }
 
 Checkpoint CheckpointManager::Parts::restore_step(std::int64_t step, const Take& take) {
+  if (talk)
+    return take_together(
+        talk->led(fmt::format("candidate/{}", restores), [&] { return find_step(step).name; }),
+        take);
   const engine::FoundCheckpoint found = find_step(step);
-  const CheckpointFile file = open(storage->open(found.name));
+  const CheckpointFile file = open(found);
   this->take(take, file);
   return restored(engine::describe(*storage, found, file));
 }
 
 Checkpoint CheckpointManager::Parts::restore_path(const std::filesystem::path& path,
                                                   const Take& take) {
-  const CheckpointFile file = open(open_source(path));
-  this->take(take, file);
-  return restored({path, file.size(), file.info().value_or(CheckpointInfo{})});
+  Checkpoint taken{path, 0, {}};
+  std::exception_ptr mine;
+  try {
+    const CheckpointFile file = open(path);
+    this->take(take, file);
+    taken.size = file.size();
+    taken.info = file.info().value_or(CheckpointInfo{});
+  } catch (...) {
+    if (!talk) throw;
+    mine = std::current_exception();
+  }
+  if (talk) talk->agree(fmt::format("restore/{}", restores++), mine);
+  return restored(std::move(taken));
 }
 
 // A generation of another run counts too: the parent is always below its children.

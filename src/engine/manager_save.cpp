@@ -54,28 +54,53 @@ CheckpointInfo info_of(const TrainingState& state, const Metrics& metrics) {
 
 }  // namespace
 
+namespace {
+
+engine::RankRoles roles_of(const TrainingState& state) {
+  engine::RankRoles roles;
+  for (const TrainingState::Entry& entry : state.entries())
+    if (entry.role == Role::module || entry.role == Role::optimizer)
+      roles.shared.insert(entry.name);
+  roles.shards = state.shards();
+  return roles;
+}
+
+}  // namespace
+
 SaveHandle CheckpointManager::save(const TrainingState& state, const Metrics& metrics) {
   const auto begin = engine::SaveJob::Clock::now();
   const auto call = parts_->enter();
   if (!parts_->make_way(state.step)) return skipped();
-  Value tree(state.state_dict());
-  engine::StepWatch watch;
-  if (parts_->options.capture == Capture::overlapped) watch = engine::StepWatch(state, tree);
-  return parts_->save(std::move(tree), info_of(state, metrics), std::move(watch), begin);
+  try {
+    Value tree(state.state_dict());
+    engine::StepWatch watch;
+    if (parts_->options.capture == Capture::overlapped) watch = engine::StepWatch(state, tree);
+    return parts_->save(std::move(tree), info_of(state, metrics), std::move(watch), roles_of(state),
+                        begin);
+  } catch (...) {
+    parts_->refuse_save(std::current_exception());
+    throw;
+  }
 }
 
 SaveHandle CheckpointManager::save(const Value& state, CheckpointInfo info) {
   const auto begin = engine::SaveJob::Clock::now();
   const auto call = parts_->enter();
   if (!parts_->make_way(info.step)) return skipped();
-  return parts_->save(state, std::move(info), {}, begin);
+  try {
+    return parts_->save(state, std::move(info), {}, {}, begin);
+  } catch (...) {
+    parts_->refuse_save(std::current_exception());
+    throw;
+  }
 }
 
 void CheckpointManager::prepare(const TrainingState& state) {
   const auto call = parts_->enter();
   parts_->wait_idle();
-  const format::Encoder encoder(Value(state.state_dict()), info_of(state, {}), &parts_->layouts);
-  parts_->arena.reserve(encoder.file_size());
+  const Value tree(state.state_dict());
+  const auto plan = parts_->file_plan_of(tree, info_of(state, {}), roles_of(state));
+  parts_->arena.reserve(plan->file_size());
   parts_->arena.populate_in_background();
 }
 
@@ -87,6 +112,17 @@ void CheckpointManager::fence() {
 // Before the end of the process, what is in flight is worth more than what would be thrown away
 // half written, and is worth waiting for where there is time for both.
 bool CheckpointManager::Parts::make_way(std::int64_t step) {
+  if (talk && (preempted() || options.when_busy == WhenBusy::skip)) {
+    // The others may be further with their writing, or less far.
+    const std::string way = together(fmt::format("way/{}", ways++),
+                                     [&] { return make_way_alone(step) ? "go" : "skip"; });
+    if (way != "go") return false;
+    wait_idle();
+  }
+  return make_way_alone(step);
+}
+
+bool CheckpointManager::Parts::make_way_alone(std::int64_t step) {
   if (!writer.idle()) {
     if (!preempted() && options.when_busy == WhenBusy::skip) {
       history.skipped(step, "another save was in flight");
@@ -122,7 +158,33 @@ void CheckpointManager::Parts::use_generation(std::uint64_t generation) {
   run.use_generation(generation);
 }
 
+std::unique_ptr<const format::FilePlan> CheckpointManager::Parts::file_plan_of(
+    const Value& state, const CheckpointInfo& info, engine::RankRoles roles) {
+  if (talk) {
+    roles.rank = talk->rank();
+    roles.ranks = talk->size();
+    return std::make_unique<const engine::RankPlan>(state, roles, &rank_items);
+  }
+  for (const Shard& shard : roles.shards)
+    if (shard.shape != shard.sizes)
+      throw Error(ErrorCode::invalid,
+                  fmt::format("{} is a part of a tensor, whose other parts other processes have "
+                              "(DTensor): give the manager of each of them its ranks (Python: "
+                              "process_group=...)",
+                              format_path(shard.path)));
+  return std::make_unique<const format::Encoder>(state, info, &layouts);
+}
+
+void CheckpointManager::Parts::refuse_save(const std::exception_ptr& why) {
+  if (!saver || std::exchange(begun, false)) return;
+  CheckpointInfo info;
+  number(info);
+  use_generation(info.generation);
+  saver->refuse(info.generation, why);
+}
+
 SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engine::StepWatch watch,
+                                          engine::RankRoles roles,
                                           engine::SaveJob::Clock::time_point begin) {
   if (info.step < 0)
     throw Error(ErrorCode::invalid,
@@ -131,17 +193,19 @@ SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engi
   const bool is_last_chance = preempted().has_value();
   if (is_last_chance && info.reason == CheckpointInfo().reason) info.reason = "preemption";
   engine::sign(info);
-  format::Encoder encoder(state, info, &layouts);
-  arena.reserve(encoder.file_size());
-  tell_of_streaming(encoder.file_size());
+  auto plan = file_plan_of(state, info, std::move(roles));
+  arena.reserve(plan->file_size());
+  tell_of_streaming(plan->file_size());
+  begun = true;
   use_generation(info.generation);  // a failed commit may leave a file with it
   const auto next =
-      std::make_shared<engine::SaveJob>(std::move(state), std::move(info), std::move(encoder),
-                                        arena, options.capture, std::move(watch), begin);
+      std::make_shared<engine::SaveJob>(std::move(state), std::move(info), std::move(plan), arena,
+                                        options.capture, std::move(watch), begin);
   start(next);
   job = next;
   if (is_last_chance) preemption_save = job->handle();
   job->capture(copy_threads());
+  begun = false;
   schedule.saved(job->info().step, begin, engine::SaveSchedule::Clock::now());
   return SaveHandle(job->handle());
 }
@@ -198,7 +262,8 @@ void CheckpointManager::Parts::watch(const std::shared_ptr<SaveHandle::State>& s
 // Whatever needs memory is made here, where an error reaches the caller: what is thrown in the
 // writing thread ends the process.
 void CheckpointManager::Parts::start(const std::shared_ptr<engine::SaveJob>& next) {
-  const std::string name = engine::format({next->info().step, next->info().generation});
+  const std::string name =
+      engine::format({next->info().step, next->info().generation, talk.has_value()});
   Checkpoint saved{storage->describe(name), next->file_size(), next->info()};
   {
     const std::lock_guard guard(mutex);
@@ -207,7 +272,7 @@ void CheckpointManager::Parts::start(const std::shared_ptr<engine::SaveJob>& nex
   }
   const std::function<void()> work = [this, next, name, saved]() mutable {
     try {
-      if (persist(next, name, saved)) prune_quietly();
+      if (persist(next, name, saved) && leads()) prune_quietly();
     } catch (...) {
       // No memory even to tell of it; the handle has what became of the save.
     }
@@ -224,7 +289,12 @@ bool CheckpointManager::Parts::persist(const std::shared_ptr<engine::SaveJob>& d
                                        const std::string& name, Checkpoint& saved) {
   const auto& handle = done->handle();
   try {
-    done->write(*storage, name);
+    if (saver) {
+      saved.size = saver->save(*done, name);
+      done->is_durable();
+    } else {
+      done->write(*storage, name);
+    }
   } catch (...) {
     failed_to_save(*done, std::current_exception(), saved.path);
     return false;

@@ -2,7 +2,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cinttypes>
 #include <cstdint>
+#include <cstdio>
+#include <utility>
 
 #include "engine/manager_parts.hpp"
 
@@ -13,6 +16,8 @@ using Seconds = std::chrono::duration<double>;
 
 // An estimate that is this much too short still ends in time.
 constexpr double kMargin = 1.25;
+// How far ahead ranks agree on when to look again.
+constexpr Seconds kAhead{0.5};
 
 }  // namespace
 
@@ -29,19 +34,56 @@ bool CheckpointManager::should_save(std::int64_t step) {
     throw Error(ErrorCode::invalid,
                 "should_save has nothing to go by: give the manager save_every, overhead or "
                 "save_on_signal");
-  parts_->notice();
-  const bool due = schedule.due(step, engine::SaveSchedule::Clock::now(), !parts_->writer.idle());
+  return parts_->talk ? parts_->decide_together(step) : parts_->decide(step);
+}
+
+bool CheckpointManager::Parts::decide(std::int64_t step) {
+  notice();
+  const bool due = schedule.due(step, engine::SaveSchedule::Clock::now(), !writer.idle());
   if (const auto interval = schedule.take_news()) {
-    parts_->history.interval_picked(*interval, schedule.cost());
-    parts_->options.note(fmt::format(
+    history.interval_picked(*interval, schedule.cost());
+    options.note(fmt::format(
         "overhead={:g}: a save costs the training {:.3g} s, so there will be one every {:.3g} s "
         "(about {:.0f} steps)",
-        parts_->options.overhead, schedule.cost().count(), interval->count(),
+        options.overhead, schedule.cost().count(), interval->count(),
         *interval / std::max(schedule.step_time(), Seconds(1e-9))));
   }
-  if (!parts_->preempted()) return due;
-  const auto& saved = parts_->preemption_save;
-  return (!saved || saved->has_failed()) && parts_->has_time_to_save();
+  if (!preempted()) return due;
+  const auto& saved = preemption_save;
+  return (!saved || saved->has_failed()) && has_time_to_save();
+}
+
+// Rank 0 decides for all, and at the same step for each: at every one that the options name, and
+// between these at a step that was agreed on before, about half a second ahead. In between, nobody
+// has to hear of anything.
+bool CheckpointManager::Parts::decide_together(std::int64_t step) {
+  if (signals && !told_of_signal && io::SignalWatch::caught()) {
+    told_of_signal = true;
+    talk->tell("signal", std::to_string(io::SignalWatch::caught()->signal));
+  }
+  const bool decides = !horizon || step >= *horizon || schedule.due_by_steps(step);
+  if (talk->leads() && decides) hear_of_signals();
+  if (talk->leads()) was_due = decide(step) || was_due;
+  if (!decides) return false;
+  const std::uint64_t number = decisions++;
+  constexpr std::uint64_t kKept = 10'000;  // no rank is so far behind
+  const std::string told = talk->led(fmt::format("decision/{}", number), [&] {
+    if (number >= kKept) talk->forget(fmt::format("decision/{}", number - kKept));
+    const auto steps = schedule.step_time().count() > 0 ? kAhead / schedule.step_time() : 1.0;
+    return fmt::format("{} {} {}", std::exchange(was_due, false) ? 1 : 0,
+                       preempted() ? preempted()->signal : 0,
+                       step + static_cast<std::int64_t>(std::clamp(steps, 1.0, 1000.0)));
+  });
+  int due = 0, signal = 0;
+  std::int64_t next = 0;
+  std::sscanf(told.c_str(), "%d %d %" SCNd64, &due, &signal, &next);
+  horizon = next;
+  if (signal != 0) {
+    const std::lock_guard guard(signal_mutex);
+    asked = true;
+    if (!noticed) noticed = io::SignalWatch::Caught{signal, engine::SaveJob::Clock::now()};
+  }
+  return due != 0;
 }
 
 // Also of a closed manager: it is then that the program decides what to tell who started it.
@@ -56,20 +98,29 @@ std::optional<Seconds> CheckpointManager::interval() const {
 // for: where should_save() is used, a signal has come when that has seen it.
 std::optional<io::SignalWatch::Caught> CheckpointManager::Parts::preempted() const {
   const std::lock_guard guard(signal_mutex);
-  if (asked) return noticed;
+  if (asked || talk) return noticed;  // of several ranks, should_save() alone makes it known
   return signals ? io::SignalWatch::caught() : std::nullopt;
 }
 
 void CheckpointManager::Parts::notice() {
   const std::lock_guard guard(signal_mutex);
   asked = true;
-  if (signals) noticed = io::SignalWatch::caught();
+  if (noticed || !signals) return;
+  noticed = io::SignalWatch::caught();
+}
+
+// What came to another rank.
+void CheckpointManager::Parts::hear_of_signals() {
+  const std::lock_guard guard(signal_mutex);
+  if (noticed || !signals || !talk->has("signal")) return;
+  noticed =
+      io::SignalWatch::Caught{std::stoi(talk->hear("signal", 0)), engine::SaveJob::Clock::now()};
 }
 
 // What was seen so far is what is seen for ever.
 void CheckpointManager::Parts::stop_watching() {
   const std::lock_guard guard(signal_mutex);
-  if (!asked && signals) noticed = io::SignalWatch::caught();
+  if (!asked && signals && !talk) noticed = io::SignalWatch::caught();
   asked = true;
   signals.reset();
 }

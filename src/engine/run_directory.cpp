@@ -24,11 +24,18 @@ std::uint64_t highest_in(const CheckpointInfo& info) {
 
 Checkpoint describe(const storage::Storage& storage, const FoundCheckpoint& found,
                     const CheckpointFile& file) {
-  Checkpoint checkpoint{storage.describe(found.name), found.size,
+  Checkpoint checkpoint{storage.describe(found.name), file.size(),
                         file.info().value_or(CheckpointInfo{})};
   checkpoint.info.step = found.number.step;
   checkpoint.info.generation = found.number.generation;
   return checkpoint;
+}
+
+CheckpointFile open_checkpoint(const storage::Storage& storage, const FoundCheckpoint& found,
+                               bool allow_opaque) {
+  if (found.number.of_ranks)
+    return CheckpointFile::open(storage.describe(found.name), allow_opaque);
+  return CheckpointFile::open(storage.open(found.name), allow_opaque);
 }
 
 void RunDirectory::scan() {
@@ -40,7 +47,8 @@ void RunDirectory::scan() {
 std::vector<FoundCheckpoint> RunDirectory::find_all() const {
   std::vector<FoundCheckpoint> found;
   for (const auto& entry : storage_->list())
-    if (const auto number = parse_checkpoint_name(entry.name))
+    if (const auto number = parse_checkpoint_name(entry.name);
+        number && number->of_ranks == entry.is_directory)
       found.push_back({entry.name, *number, entry.size});
   std::sort(found.begin(), found.end(), [](const FoundCheckpoint& a, const FoundCheckpoint& b) {
     return std::pair(a.number.generation, a.number.step) >
@@ -66,7 +74,7 @@ std::vector<std::string> RunDirectory::set_aside_names() const {
 std::map<std::uint64_t, std::string> RunDirectory::pins() const {
   std::map<std::uint64_t, std::string> pins;
   for (const auto& entry : storage_->list()) {
-    if (!entry.name.ends_with(kPinned)) continue;
+    if (entry.is_directory || !entry.name.ends_with(kPinned)) continue;
     const auto number = parse_checkpoint_name(
         std::string_view(entry.name).substr(0, entry.name.size() - kPinned.size()));
     if (!number) continue;
@@ -102,9 +110,10 @@ void RunDirectory::unpin(const FoundCheckpoint& found) {
 // nobody loads now need not be loadable.
 Checkpoint RunDirectory::read(const FoundCheckpoint& found) {
   const auto known = read_.find(found.name);
-  if (known != read_.end() && known->second.size == found.size) return known->second;
+  if (known != read_.end() && (found.number.of_ranks || known->second.size == found.size))
+    return known->second;
   try {
-    const CheckpointFile file = CheckpointFile::open(storage_->open(found.name), true);
+    const CheckpointFile file = open_checkpoint(*storage_, found, true);
     if (file.info()) use_generation(highest_in(*file.info()));
     return read_.insert_or_assign(found.name, describe(*storage_, found, file)).first->second;
   } catch (const Error& error) {

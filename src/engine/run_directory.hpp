@@ -21,8 +21,12 @@ namespace perdure::engine {
 struct FoundCheckpoint {
   std::string name;
   CheckpointName number;
-  std::uint64_t size = 0;
+  std::uint64_t size = 0;  // bytes; 0 of a directory
 };
+
+// Its structure; see CheckpointFile::open.
+CheckpointFile open_checkpoint(const storage::Storage& storage, const FoundCheckpoint& found,
+                               bool allow_opaque);
 
 // What the manager and tools say of a file: the record's content under the name's numbers.
 Checkpoint describe(const storage::Storage& storage, const FoundCheckpoint& found,

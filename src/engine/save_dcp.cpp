@@ -15,22 +15,6 @@ namespace {
 constexpr std::uint64_t kStaging = std::uint64_t{32} << 20;
 constexpr const char* kDataFile = "__0_0.distcp";
 
-// A dict's key is a string, a list's position an int: that is how dcp.load tells them.
-KeyPath dcp_path(const FlatEntry& entry, const Value& state) {
-  KeyPath path;
-  const Value* at = &state;
-  for (const Value& key : entry.path) {
-    if (at->is_mapping()) {
-      path.push_back(key.kind() == Kind::string ? key : Value(repr(key, 1000)));
-      at = at->as_dict().find(key);
-    } else {
-      path.push_back(key);
-      at = &at->as_items()[static_cast<std::size_t>(key.as_int())];
-    }
-  }
-  return path;
-}
-
 class DcpWriter {
  public:
   explicit DcpWriter(const Value& state) {
@@ -41,7 +25,10 @@ class DcpWriter {
   void write(storage::LocalStorage& files, const OnBytes& on_bytes) {
     const std::vector<PlacedItem> places = place_items(items_);
     for (std::size_t i = 0; i < places.size(); ++i)
-      metadata_.items[i].chunks.push_back({{}, {}, {0, places[i].offset, places[i].length}});
+      metadata_.items[i].chunks.push_back(
+          {std::vector<std::int64_t>(metadata_.items[i].shape.size()),
+           metadata_.items[i].shape,
+           {0, places[i].offset, places[i].length}});
     write_rank_file(files, kDataFile, items_, places, kStaging, on_bytes);
     const std::string metadata = format::write_dcp_metadata(metadata_);
     const auto out = files.create(".metadata", metadata.size(), storage::IfExists::fail);
@@ -53,7 +40,7 @@ class DcpWriter {
   void add(FlatEntry& entry, const Value& state) {
     format::DcpItem item;
     item.name = entry.name;
-    item.path = dcp_path(entry, state);
+    item.path = dcp_path(entry.path, state);
     if (entry.value.kind() == Kind::tensor) {
       Tensor tensor = in_c_order(entry.value.as_tensor());
       check(tensor, entry);

@@ -8,7 +8,6 @@
 #include <thread>
 
 #include "format/crc32.hpp"
-#include "format/storage_plan.hpp"
 
 namespace perdure::engine {
 namespace {
@@ -26,17 +25,17 @@ std::uint32_t checksum(const format::TensorRecord& tensor) {
 
 }  // namespace
 
-SaveJob::SaveJob(Value state, CheckpointInfo info, format::Encoder encoder, Arena& arena,
-                 Capture capture, StepWatch watch, Clock::time_point begin)
+SaveJob::SaveJob(Value state, CheckpointInfo info, std::unique_ptr<const format::FilePlan> plan,
+                 Arena& arena, Capture capture, StepWatch watch, Clock::time_point begin)
     : state_(std::move(state)),
       info_(std::move(info)),
       capture_(capture),
       begin_(begin),
-      encoder_(std::move(encoder)),
-      file_(encoder_, arena, capture == Capture::overlapped),
+      plan_(std::move(plan)),
+      file_(*plan_, arena, capture == Capture::overlapped),
       handle_(std::make_shared<SaveHandle::State>()),
       watch_(std::move(watch)) {
-  handle_->stats.bytes = encoder_.file_size();
+  handle_->stats.bytes = plan_->file_size();
 }
 
 double SaveJob::seconds() const { return Seconds(Clock::now() - begin_).count(); }
@@ -77,7 +76,7 @@ std::string SaveJob::fence() {
   return changed;
 }
 
-// The encoder knows what it needs of it, and the arena has the bytes. Where a copy has failed, the
+// The plan knows what it needs of it, and the arena has the bytes. Where a copy has failed, the
 // writer may be in the middle of another one.
 void SaveJob::let_go() {
   if (!all_copied_) {
@@ -95,24 +94,16 @@ void SaveJob::settle_watch() {
   if (!std::exchange(watched_, true)) torn_ = watch_.changed();
 }
 
-std::string SaveJob::tensor_name(std::size_t record) const {
-  const format::StoragePlan plan(state_);
-  for (const format::PlannedTensor& tensor : plan.tensors())
-    if (tensor.record == static_cast<std::int64_t>(record))
-      return format_path(plan.path(tensor.step));
-  return "no tensor";
-}
-
 // The live bytes against the checksums of what was copied.
 std::string SaveJob::compare() {
   std::unique_lock lock(mutex_);
   summed_.wait(lock, [&] { return ended_; });
-  encoder_.catch_up();
-  const auto tensors = encoder_.tensors();
+  plan_->catch_up();
+  const auto tensors = plan_->tensors();
   std::vector<std::string> changed;
   for (std::size_t i = 0; i < sums_.size() && changed.size() < 5; ++i)
     if (tensors[i].liveness == Liveness::stepped && checksum(tensors[i]) != sums_[i].crc32)
-      changed.push_back(tensor_name(i));
+      changed.push_back(plan_->tensor_name(i, state_));
   if (changed.empty()) return "";
   return fmt::format(
       "changed between a save and the step after it: {}. The checkpoint is right, for it was "
@@ -123,17 +114,29 @@ std::string SaveJob::compare() {
       fmt::join(changed, ", "));
 }
 
-void SaveJob::write(storage::Storage& storage, const std::string& name) {
-  const auto over = [&](std::vector<format::StorageChecksums> sums) {
-    const std::lock_guard guard(mutex_);
-    sums_ = std::move(sums);
-    ended_ = true;
-    summed_.notify_all();
-  };
+void SaveJob::end(std::vector<format::StorageChecksums> sums) {
+  const std::lock_guard guard(mutex_);
+  sums_ = std::move(sums);
+  ended_ = true;
+  summed_.notify_all();
+}
+
+void SaveJob::give_up() noexcept {
+  file_.abort();
+  end({});
+}
+
+void SaveJob::is_durable() {
+  handle_->update([&](SaveStats& stats) { stats.durable = Seconds(seconds()); });
+}
+
+void SaveJob::write(storage::Storage& storage, const std::string& name,
+                    const std::function<void()>& passed) {
   try {
     const auto out = storage.create(name, file_size(), storage::IfExists::fail);
-    over(drain(file_, encoder_, *out, [&](std::uint64_t bytes) {
+    end(drain(file_, *plan_, *out, [&](std::uint64_t bytes) {
       handle_->update([&](SaveStats&) { handle_->handed_over = bytes; });
+      if (passed) passed();
     }));
     if (file_.overlapped()) settle_watch();
     if (!torn_.empty())
@@ -149,10 +152,9 @@ void SaveJob::write(storage::Storage& storage, const std::string& name) {
       if (stats.copied.count() == 0) stats.copied = stats.written;
     });
     out->commit();
-    handle_->update([&](SaveStats& stats) { stats.durable = Seconds(seconds()); });
+    is_durable();
   } catch (...) {
-    file_.abort();
-    over({});
+    give_up();
     throw;
   }
 }

@@ -3,6 +3,8 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <perdure/checkpoint_manager.hpp>
 
 #include "engine/file_drain.hpp"
@@ -15,12 +17,12 @@ class SaveJob {
  public:
   using Clock = std::chrono::steady_clock;
 
-  // `encoder` is of `state`, and fits `arena` as well as can be. `begin`: when save() was called.
-  SaveJob(Value state, CheckpointInfo info, format::Encoder encoder, Arena& arena, Capture capture,
-          StepWatch watch, Clock::time_point begin);
+  // `plan` is of `state`, and fits `arena` as well as can be. `begin`: when save() was called.
+  SaveJob(Value state, CheckpointInfo info, std::unique_ptr<const format::FilePlan> plan,
+          Arena& arena, Capture capture, StepWatch watch, Clock::time_point begin);
 
   const CheckpointInfo& info() const noexcept { return info_; }
-  std::uint64_t file_size() const { return encoder_.file_size(); }
+  std::uint64_t file_size() const { return plan_->file_size(); }
   double seconds() const;  // since save() was called
   const std::shared_ptr<SaveHandle::State>& handle() const noexcept { return handle_; }
 
@@ -34,20 +36,27 @@ class SaveJob {
 
   // --- The thread that writes ---
 
-  // Writes and commits. Throws what went wrong; then nobody waits for copies any more.
-  void write(storage::Storage& storage, const std::string& name);
+  // Writes and commits. Throws what went wrong; then nobody waits for copies any more. `passed` is
+  // told of every block.
+  void write(storage::Storage& storage, const std::string& name,
+             const std::function<void()>& passed = {});
+  // What write() has committed is part of something that is durable now.
+  void is_durable();
+  // There is no write(), or none any more.
+  void give_up() noexcept;
+  const format::FilePlan& plan() const noexcept { return *plan_; }
 
  private:
   void let_go();
+  void end(std::vector<format::StorageChecksums> sums);
   void settle_watch();
-  std::string tensor_name(std::size_t record) const;
   std::string compare();
 
   Value state_;  // keeps the memory that is copied from
   CheckpointInfo info_;
   Capture capture_;
   Clock::time_point begin_;
-  format::Encoder encoder_;
+  std::unique_ptr<const format::FilePlan> plan_;
   StagedFile file_;
   std::shared_ptr<SaveHandle::State> handle_;
   bool fenced_ = false;     // the training thread's own

@@ -64,10 +64,14 @@ void SaveSchedule::end_measurement() {
   push(costs_, std::max(excess_, least_), kCosts);
 }
 
+bool SaveSchedule::due_by_steps(std::int64_t step) const {
+  return every_.steps > 0 && step / every_.steps != last_step_ / every_.steps;
+}
+
 bool SaveSchedule::due(std::int64_t step, Clock::time_point now, bool writing) {
   if (previous_step_ != step) observe(now, writing);
   previous_step_ = step;
-  if (every_.steps > 0 && step / every_.steps != last_step_ / every_.steps) return true;
+  if (due_by_steps(step)) return true;
   if (every_.time.count() > 0 && now - last_save_ >= every_.time) return true;
   if (overhead_ <= 0 || writing) return false;
   if (const auto interval = this->interval()) return now - last_save_ >= *interval;

@@ -28,6 +28,8 @@ class SaveSchedule {
   // Of every step, at its end; of one and the same step as often as one likes. `writing`: a save is
   // in flight.
   bool due(std::int64_t step, Clock::time_point now, bool writing);
+  // By the steps alone, which every rank counts alike.
+  bool due_by_steps(std::int64_t step) const;
   // A save() of this step has held the caller from `begin` to `end`.
   void saved(std::int64_t step, Clock::time_point begin, Clock::time_point end);
 

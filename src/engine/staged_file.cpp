@@ -46,16 +46,16 @@ class BlockCopy {
 
 }  // namespace
 
-StagedFile::StagedFile(const format::Encoder& encoder, Arena& arena, bool overlapped)
-    : encoder_(encoder),
+StagedFile::StagedFile(const format::FilePlan& plan, Arena& arena, bool overlapped)
+    : plan_(plan),
       arena_(arena),
-      overlapped_(overlapped && blocks_of(encoder.file_size()) <= arena.blocks()),
-      total_(blocks_of(encoder.file_size())),
-      filled_(blocks_of(encoder.tail_offset())),
+      overlapped_(overlapped && blocks_of(plan.file_size()) <= arena.blocks()),
+      total_(blocks_of(plan.file_size())),
+      filled_(blocks_of(plan.tail_offset())),
       left_(filled_, overlapped_ ? 2 : 1) {
   if (!overlapped_) copied_[index(Pass::before_step)] = filled_;
   if (!overlapped_) next_[index(Pass::before_step)] = filled_;
-  const auto tensors = encoder.tensors();
+  const auto tensors = plan.tensors();
   std::size_t tensor = 0;
   for (std::uint64_t block = 0; block < filled_; ++block) {
     while (tensor < tensors.size() && tensors[tensor].end <= block * kBlockSize) ++tensor;
@@ -71,7 +71,7 @@ bool StagedFile::belongs(const format::TensorRecord& tensor, Pass pass) const {
 void StagedFile::copy_block(std::uint64_t number, Pass pass) const {
   const std::uint64_t begin = number * kBlockSize, end = begin + kBlockSize;
   const MutableBytes block = arena_.block(number);
-  const auto tensors = encoder_.tensors();
+  const auto tensors = plan_.tensors();
   BlockCopy copy;
   for (std::size_t i = first_tensor_[number]; i < tensors.size(); ++i) {
     const format::TensorRecord& tensor = tensors[i];

@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "engine/arena.hpp"
-#include "format/encoder.hpp"
+#include "format/file_plan.hpp"
 
 namespace perdure::engine {
 
@@ -31,7 +31,7 @@ class StagedFile {
   // `overlapped`: there are bytes that are copied before_step; only where the whole file fits into
   // the arena. Else all of them are copied at_save. Both must outlive it, and the arena's blocks
   // are its own meanwhile.
-  StagedFile(const format::Encoder& encoder, Arena& arena, bool overlapped);
+  StagedFile(const format::FilePlan& plan, Arena& arena, bool overlapped);
 
   std::uint64_t blocks() const noexcept { return total_; }
   bool overlapped() const noexcept { return overlapped_; }
@@ -59,7 +59,7 @@ class StagedFile {
   void copied(std::uint64_t number, Pass pass);
   bool belongs(const format::TensorRecord& tensor, Pass pass) const;
 
-  const format::Encoder& encoder_;
+  const format::FilePlan& plan_;
   Arena& arena_;
   bool overlapped_;
   std::uint64_t total_;                        // blocks of the file

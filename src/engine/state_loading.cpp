@@ -10,6 +10,7 @@
 #include "engine/key_match.hpp"
 #include "engine/live_read.hpp"
 #include "engine/renamed_keys.hpp"
+#include "engine/shard_cut.hpp"
 
 namespace perdure {
 namespace {
@@ -111,7 +112,13 @@ void TrainingState::Loading::take_whole(const Entry& entry, const Value* found) 
   if (!selection_.takes_whole(entry.name, Side::here)) return;
   if (found == nullptr) return add({Mismatch::missing, entry.name, "-", "registered"});
   selection_.takes_whole(entry.name, Side::file);
-  taken_.push_back({&entry, *found});
+  taken_.push_back(taken_by(entry, *found));
+}
+
+TrainingState::Loading::Taken TrainingState::Loading::taken_by(const Entry& entry, Value in_file) {
+  return {.entry = &entry,
+          .in_file = std::move(in_file),
+          .shards = entry.shards ? entry.shards() : std::vector<Shard>()};
 }
 
 // Patterns may take only some of the keys.
@@ -141,7 +148,7 @@ void TrainingState::Loading::take_keys(const Entry& entry, const Value* found, c
         fmt::format("{}: none of its keys is in the file{}", entry.name,
                     engine::what_there_is(engine::name_of(entry.name, own.begin()->first),
                                           engine::names_in(found->as_dict()))));
-  taken_.push_back({&entry, std::move(match.value)});
+  taken_.push_back(taken_by(entry, std::move(match.value)));
 }
 
 // What only one side has is skipped where that is asked for; what does not fit never is.
@@ -230,7 +237,7 @@ std::vector<std::string> TrainingState::Loading::fitting_names() const {
 Value TrainingState::Loading::wanted_first(bool all) const {
   Value::Items wanted;
   for (const Taken& taken : taken_)
-    if (all || !taken.entry->live) wanted.push_back(taken.in_file);
+    if (taken.shards.empty() && (all || !taken.entry->live)) wanted.push_back(taken.in_file);
   const Value* states = find(file_, kRng);
   if (states != nullptr && kept_rng) wanted.push_back(*states);
   return Value::list(std::move(wanted));
@@ -250,6 +257,19 @@ void TrainingState::Loading::align() {
       for (const std::string& line : notes) notes_.push_back(taken.entry->name + ": " + line);
     });
   }
+}
+
+void TrainingState::Loading::cut(const CheckpointFile& file) {
+  for (Taken& taken : taken_)
+    if (!taken.shards.empty())
+      taken.value = engine::cut_shards(taken.value, taken.shards, file, taken.problems);
+}
+
+Value TrainingState::Loading::cut_values() const {
+  Value::Items values;
+  for (const Taken& taken : taken_)
+    if (!taken.shards.empty()) values.push_back(taken.value);
+  return Value::list(std::move(values));
 }
 
 void TrainingState::Loading::check() {
@@ -308,6 +328,8 @@ void TrainingState::restore(const CheckpointFile& file, const MatchOptions& opti
   const bool in_place = options.strict && options.only.empty() && file.reads_in_place();
   file.read_all(loading.wanted_first(!in_place), allocate);
   loading.align();
+  loading.cut(file);
+  if (!in_place) file.read_all(loading.cut_values(), allocate);
   engine::LiveRead live(file);
   if (in_place)
     for (const Loading::Taken& taken : loading.taken())

@@ -39,12 +39,16 @@ class TrainingState::Loading {
     Value in_file;
     Value value = {};  // aligned: as the object wants it
     Problems problems = {};
+    std::vector<Shard> shards = {};  // of the entry
   };
   const std::vector<Taken>& taken() const { return taken_; }
   // What is taken by things that cannot do without its bytes, also to look at; or all of it.
   Value wanted_first(bool all) const;
 
   void align();
+  // After it: of the file's tensors, the boxes that are here.
+  void cut(const CheckpointFile& file);
+  Value cut_values() const;  // of the entries with boxes: nothing of them has been read before
   void check();
   void throw_problems() const;  // Error(invalid) with all of them, where there are any
   Problems notes() const;       // what the caller should know of, once it is done
@@ -55,6 +59,7 @@ class TrainingState::Loading {
   std::optional<Dict> kept_rng;
 
  private:
+  static Taken taken_by(const Entry& entry, Value in_file);
   void take(const Entry& entry);
   void take_whole(const Entry& entry, const Value* found);
   void take_keys(const Entry& entry, const Value* found, const Dict& own);

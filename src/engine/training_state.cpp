@@ -90,6 +90,18 @@ Dict TrainingState::state_dict() const {
   return dict;
 }
 
+std::vector<Shard> TrainingState::shards() const {
+  std::vector<Shard> all;
+  for (const Entry& entry : entries_) {
+    if (!entry.shards) continue;
+    for (Shard& shard : entry.shards()) {
+      shard.path.insert(shard.path.begin(), Value(entry.name));
+      all.push_back(std::move(shard));
+    }
+  }
+  return all;
+}
+
 std::map<std::string, CheckpointInfo::Optimizer> TrainingState::optimizers() const {
   std::map<std::string, CheckpointInfo::Optimizer> described;
   const auto names = parameter_names();

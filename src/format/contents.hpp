@@ -28,6 +28,34 @@ struct Contents {
   std::optional<CheckpointInfo> info;
   std::optional<BlockIndex> index;
 
+  // Of a checkpoint of several ranks: how many they were, the bytes of all files, and that a
+  // restore may write into live memory what it has yet to verify, because every piece has a
+  // checksum and damage makes it take another checkpoint.
+  std::size_t ranks = 1;
+  std::uint64_t bytes = 0;  // 0: those of the source
+  bool reads_in_place = false;
+
+  // A storage whose bytes are a box of a tensor, and come from boxes of it that lie elsewhere.
+  struct Piece {
+    CheckpointFile::Record record;
+    bool has_checksum = false;
+    std::vector<std::int64_t> offsets;
+    std::vector<std::int64_t> sizes;
+  };
+  struct Gathered {
+    std::size_t itemsize = 1;
+    std::vector<std::int64_t> offsets;
+    std::vector<std::int64_t> sizes;
+    std::vector<Piece> pieces;
+  };
+  std::map<std::size_t, Gathered> gathered;  // by storage
+  // A storage with the elements of a view of another one, C-contiguous.
+  struct Cut {
+    std::size_t storage = 0;
+    Tensor view;
+  };
+  std::map<std::size_t, Cut> cuts;  // by storage
+
   const CheckpointFile::Record& record_of(std::size_t storage) const {
     return records[places[storage]];
   }

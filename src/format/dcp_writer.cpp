@@ -101,11 +101,13 @@ class MetadataWriter {
       member("size", [&] { size(item.shape); });
       member("chunks", [&] {
         put(Op::empty_list);
-        object(kClasses, "ChunkStorageMetadata", [&] {
-          member("offsets", [&] { size(std::vector<std::int64_t>(item.shape.size())); });
-          member("sizes", [&] { size(item.shape); });
-        });
-        put(Op::append);
+        for (const DcpChunk& chunk : item.chunks) {
+          object(kClasses, "ChunkStorageMetadata", [&] {
+            member("offsets", [&] { size(chunk.offsets); });
+            member("sizes", [&] { size(chunk.sizes); });
+          });
+          put(Op::append);
+        }
       });
     });
   }
@@ -132,24 +134,23 @@ class MetadataWriter {
     }
   }
   void places() {
-    for (const DcpItem& item : metadata_.items) {
-      object(kClasses, "MetadataIndex", [&] {
-        member("fqn", [&] { text(item.name); });
-        member("offset", [&] {
-          if (item.is_tensor)
-            size(std::vector<std::int64_t>(item.shape.size()));
-          else
-            put(Op::none);
-        });
-        member("index", [&] { item.is_tensor ? put_integer(out_, 0) : put(Op::none); });
+    for (const DcpItem& item : metadata_.items)
+      for (std::size_t i = 0; i < item.chunks.size(); ++i) place(item, i);
+  }
+  void place(const DcpItem& item, std::size_t number) {
+    const DcpChunk& chunk = item.chunks[number];
+    object(kClasses, "MetadataIndex", [&] {
+      member("fqn", [&] { text(item.name); });
+      member("offset", [&] { item.is_tensor ? size(chunk.offsets) : put(Op::none); });
+      member("index", [&] {
+        item.is_tensor ? put_integer(out_, static_cast<std::int64_t>(number)) : put(Op::none);
       });
-      const DcpPlace& place = item.chunks[0].place;
-      object(kFiles, "_StorageInfo", [&] {
-        member("relative_path", [&] { text(metadata_.files[place.file]); });
-        member("offset", [&] { put_integer(out_, static_cast<std::int64_t>(place.offset)); });
-        member("length", [&] { put_integer(out_, static_cast<std::int64_t>(place.length)); });
-      });
-    }
+    });
+    object(kFiles, "_StorageInfo", [&] {
+      member("relative_path", [&] { text(metadata_.files[chunk.place.file]); });
+      member("offset", [&] { put_integer(out_, static_cast<std::int64_t>(chunk.place.offset)); });
+      member("length", [&] { put_integer(out_, static_cast<std::int64_t>(chunk.place.length)); });
+    });
   }
 
   const DcpMetadata& metadata_;

@@ -7,9 +7,8 @@
 
 namespace perdure::format {
 
-// A pickle of protocol 2. Every item has one chunk, which of a tensor is all of it; in a path, ints
-// and strings are
-// what they are.
+// A pickle of protocol 2. Every item has its chunks; of one that is no tensor, only the place of
+// the one that it has counts. In a path, ints and strings are what they are.
 std::string write_dcp_metadata(const DcpMetadata& metadata);
 
 }  // namespace perdure::format

@@ -79,7 +79,7 @@ Encoder::Encoder(const Value& state, const CheckpointInfo& info, LayoutCache* ca
 Encoder::Encoder(Encoder&&) noexcept = default;
 Encoder::~Encoder() = default;
 
-void Encoder::catch_up() const {
+void FilePlan::catch_up() const {
   std::unordered_set<DeviceCopier*> copiers;
   for (const TensorRecord& tensor : tensors())
     if (tensor.copier != nullptr && copiers.insert(tensor.copier).second) tensor.copier->catch_up();
@@ -111,6 +111,14 @@ std::string Encoder::tail(const std::vector<StorageChecksums>& sums) const {
     append_text(out, write_index(sums, plan_->layout->lines), records[next]);
   put_central_directory(out, records);
   return out;
+}
+
+std::string Encoder::tensor_name(std::size_t tensor, const Value& state) const {
+  const StoragePlan plan(state);
+  for (const PlannedTensor& planned : plan.tensors())
+    if (planned.record == static_cast<std::int64_t>(tensor))
+      return format_path(plan.path(planned.step));
+  return "no tensor";
 }
 
 void Encoder::write(const std::function<void(ConstBytes)>& sink) const {

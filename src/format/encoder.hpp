@@ -1,7 +1,7 @@
 // A state as the bytes of a PyTorch file: everything but tensor data and checksums is settled by
 // the constructor.
 //
-//   [header | bytes of a tensor record | descriptor] ...   in the order of tensors(), from offset 0
+//   [header | bytes of a tensor record | descriptor] ...   as FilePlan has it
 //   [the tail: data.pkl, the small records, .perdure/index, the zip directory]
 #pragma once
 
@@ -13,6 +13,7 @@
 #include <string>
 #include <vector>
 
+#include "format/file_plan.hpp"
 #include "format/layout.hpp"
 
 namespace perdure::format {
@@ -20,7 +21,7 @@ namespace perdure::format {
 // Records beside PyTorch's own.
 enum class Extras { perdure, none };
 
-class Encoder {
+class Encoder final : public FilePlan {
  public:
   // Plans the file: flattens `state`, lays out the records, pickles. The storages must stay alive
   // and unchanged until their bytes are taken; the state itself is not needed any more. What the
@@ -30,18 +31,15 @@ class Encoder {
   Encoder(const Value& state, const CheckpointInfo& info, LayoutCache* cache = nullptr,
           Extras extras = Extras::perdure);
   Encoder(Encoder&&) noexcept;
-  ~Encoder();
+  ~Encoder() override;
 
-  // Again, for bytes that are compared later.
-  void catch_up() const;
-
-  std::uint64_t file_size() const;  // bytes, exactly
-  std::span<const TensorRecord> tensors() const;
-  std::uint64_t tail_offset() const;             // where the last tensor record ends
-  std::string header(std::size_t tensor) const;  // all from header_offset to data_offset
-  std::string descriptor(std::size_t tensor, std::uint32_t crc32) const;
-  // All from tail_offset to the end. `sums`: of every tensor record.
-  std::string tail(const std::vector<StorageChecksums>& sums) const;
+  std::uint64_t file_size() const override;
+  std::span<const TensorRecord> tensors() const override;
+  std::uint64_t tail_offset() const override;
+  std::string header(std::size_t tensor) const override;
+  std::string descriptor(std::size_t tensor, std::uint32_t crc32) const override;
+  std::string tail(const std::vector<StorageChecksums>& sums) const override;
+  std::string tensor_name(std::size_t tensor, const Value& state) const override;
 
   // Emits the file front to back in pieces of a few MiB, checksumming on the way. May be called
   // more than once.

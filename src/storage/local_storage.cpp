@@ -35,6 +35,7 @@
 
 #include "io/errors.hpp"
 #include "io/file_writer.hpp"
+#include "storage/new_directory.hpp"
 #include "storage/temporary_file.hpp"
 
 namespace perdure::storage {
@@ -158,6 +159,8 @@ std::vector<Storage::Entry> LocalStorage::list() const {
     const auto status = directory_->status(name);  // absent: removed since
     if (status && S_ISREG(status->st_mode))
       entries.push_back({std::move(name), static_cast<std::uint64_t>(status->st_size)});
+    else if (status && S_ISDIR(status->st_mode))
+      entries.push_back({.name = std::move(name), .size = 0, .is_directory = true});
   }
   return entries;
 }
@@ -219,7 +222,19 @@ void LocalStorage::remove(const std::vector<std::string>& names) {
     directory_->rename(name, trash, hidden.back());
   }
   directory_->sync();
-  for (const std::string& name : hidden) trash.unlink(name);
+  for (const std::string& name : hidden)
+    if (!remove_directory(trash, name)) trash.unlink(name);
+}
+
+std::unique_ptr<NewDirectory> LocalStorage::create_directory(const std::string& name) {
+  return std::make_unique<NewDirectory>(directory_, checked(name), IfExists::fail);
+}
+
+std::unique_ptr<LocalStorage> LocalStorage::open_directory(const std::string& name) const {
+  if (!directory_->status(checked(name)))
+    throw Error(ErrorCode::not_found,
+                fmt::format("'{}': there is no such directory", describe(name)), ENOENT);
+  return in(directory_->subdirectory(name));
 }
 
 void LocalStorage::lock() { lock_ = std::make_unique<DirectoryLock>(directory_); }
@@ -237,12 +252,15 @@ std::vector<std::string> LocalStorage::collect_debris() {
     if (auto behind = name_of_temporary(name)) {
       remove_if_dead(*directory_, name);
       collected.push_back(std::move(*behind));
+    } else if (auto directory = name_of_new_directory(name)) {
+      remove_directory_if_dead(*directory_, name);
+      collected.push_back(std::move(*directory));
     }
   }
   if (!directory_->status(kTrash)) return collected;
   const io::Directory trash = directory_->subdirectory(kTrash);
   for (const std::string& name : trash.names()) {
-    directory_->system().unlinkat(trash.fd(), name.c_str());
+    if (!remove_directory(trash, name)) directory_->system().unlinkat(trash.fd(), name.c_str());
     collected.push_back(name.substr(0, name.rfind('.')));
   }
   return collected;

@@ -12,6 +12,8 @@
 
 namespace perdure::storage {
 
+class NewDirectory;
+
 class LocalStorage final : public Storage {
  public:
   // The directory of a run: made where it is not there, with its parents, durably.
@@ -37,6 +39,13 @@ class LocalStorage final : public Storage {
   void unlock() noexcept override;
   void close() noexcept override;  // a file system with an open directory cannot be unmounted
   std::vector<std::string> collect_debris() override;
+
+  // A directory that appears under `name` with all that is in it; Error(invalid) where there is
+  // something of that name. Files are written into it by several processes: each opens it under
+  // the name that it has meanwhile.
+  std::unique_ptr<NewDirectory> create_directory(const std::string& name);
+  // A directory in this one that is there.
+  std::unique_ptr<LocalStorage> open_directory(const std::string& name) const;
 
   // What dead writers of this one name left. Needs no lock; a live writer's file is left alone.
   void collect_debris_of(std::string_view name) noexcept;

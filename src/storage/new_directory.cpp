@@ -19,27 +19,11 @@ std::filesystem::path without_slash(const std::filesystem::path& path) {
   return path.has_filename() ? path : path.parent_path();
 }
 
-// With all that is in it; no link is followed.
-void remove_directory(const io::Directory& parent, const std::string& name) noexcept try {
-  if (const auto status = parent.status(name); !status || !S_ISDIR(status->st_mode)) return;
-  {
-    const io::Directory directory = parent.subdirectory(name);
-    for (const std::string& file : directory.names())
-      if (parent.system().unlinkat(directory.fd(), file.c_str()) == -EISDIR)
-        remove_directory(directory, file);
-  }
-  parent.system().rmdirat(parent.fd(), name.c_str());
-} catch (const std::exception&) {
-  // It stays as debris.
-}
-
 void remove_debris(const io::Directory& parent, std::string_view name) noexcept try {
   for (const std::string& found : parent.names()) {
-    const bool is_directory = found.ends_with(kEnding);
-    const std::string alive = is_directory ? found.substr(0, found.size() - kEnding.size()) : found;
-    if (name_of_temporary(alive) != temporary_stem(name)) continue;
-    const bool is_dead = !parent.status(alive) || remove_if_dead(parent, alive);
-    if (is_directory && is_dead) remove_directory(parent, found);
+    if (name_of_temporary(found) == temporary_stem(name)) remove_if_dead(parent, found);
+    if (name_of_new_directory(found) == temporary_stem(name))
+      remove_directory_if_dead(parent, found);
   }
 } catch (const std::exception&) {
   // A folder that may be written but not listed is no reason to fail.
@@ -47,15 +31,44 @@ void remove_debris(const io::Directory& parent, std::string_view name) noexcept 
 
 }  // namespace
 
+bool remove_directory(const io::Directory& parent, const std::string& name) noexcept try {
+  if (const auto status = parent.status(name); !status || !S_ISDIR(status->st_mode)) return false;
+  {
+    const io::Directory directory = parent.subdirectory(name);
+    for (const std::string& file : directory.names())
+      if (!remove_directory(directory, file))
+        parent.system().unlinkat(directory.fd(), file.c_str());
+  }
+  parent.system().rmdirat(parent.fd(), name.c_str());
+  return true;
+} catch (const std::exception&) {
+  return true;  // it stays as debris
+}
+
+std::optional<std::string> name_of_new_directory(std::string_view name) {
+  if (!name.ends_with(kEnding)) return std::nullopt;
+  return name_of_temporary(name.substr(0, name.size() - kEnding.size()));
+}
+
+void remove_directory_if_dead(const io::Directory& parent, const std::string& name) noexcept try {
+  const std::string alive = name.substr(0, name.size() - kEnding.size());
+  if (!parent.status(alive) || remove_if_dead(parent, alive)) remove_directory(parent, name);
+} catch (const std::exception&) {
+  // It stays as debris.
+}
+
 NewDirectory::NewDirectory(io::System& system, const std::filesystem::path& path,
                            IfExists if_exists)
-    : parent_(std::make_shared<const io::Directory>(
-          io::Directory::open(system, parent_of(without_slash(path)).string()))),
-      name_(without_slash(path).filename().string()),
-      if_exists_(if_exists) {
+    : NewDirectory(std::make_shared<const io::Directory>(
+                       io::Directory::open(system, parent_of(without_slash(path)).string())),
+                   without_slash(path).filename().string(), if_exists) {}
+
+NewDirectory::NewDirectory(std::shared_ptr<const io::Directory> parent, std::string name,
+                           IfExists if_exists)
+    : parent_(std::move(parent)), name_(std::move(name)), if_exists_(if_exists) {
   if (name_.empty() || name_ == "." || name_ == "..")
     throw Error(ErrorCode::invalid,
-                fmt::format("'{}' is no name for a new directory", path.string()));
+                fmt::format("'{}' is no name for a new directory", parent_->path_of(name_)));
   check_name(if_exists);
   remove_debris(*parent_, name_);
   alive_.emplace(parent_, name_, 0600);

@@ -26,6 +26,7 @@ class NewDirectory {
   // Error(invalid) where there is something at `path` and it may not be replaced, or is no
   // directory.
   NewDirectory(io::System& system, const std::filesystem::path& path, IfExists if_exists);
+  NewDirectory(std::shared_ptr<const io::Directory> parent, std::string name, IfExists if_exists);
   NewDirectory(const NewDirectory&) = delete;
   NewDirectory& operator=(const NewDirectory&) = delete;
   ~NewDirectory();  // removes every trace, unless it was committed
@@ -34,6 +35,7 @@ class NewDirectory {
   // before the commit.
   LocalStorage& files() { return *files_; }
   std::string path() const { return parent_->path_of(temporary_); }
+  const std::string& temporary_name() const { return temporary_; }  // in its parent
   // As Replacement::commit.
   void commit();
 
@@ -48,5 +50,13 @@ class NewDirectory {
   std::string temporary_;
   std::unique_ptr<LocalStorage> files_;
 };
+
+// A directory with all that is in it; no link is followed. False where it is none. What cannot be
+// removed stays.
+bool remove_directory(const io::Directory& parent, const std::string& name) noexcept;
+// The NAME of a directory that is on its way to it; nullopt for any other name.
+std::optional<std::string> name_of_new_directory(std::string_view name);
+// Removes such a directory if its writer is dead.
+void remove_directory_if_dead(const io::Directory& parent, const std::string& name) noexcept;
 
 }  // namespace perdure::storage

@@ -36,13 +36,14 @@ class Storage {
  public:
   struct Entry {
     std::string name;
-    std::uint64_t size = 0;
+    std::uint64_t size = 0;     // bytes; 0 of a directory
+    bool is_directory = false;  // a checkpoint of several ranks, say
   };
 
   virtual ~Storage() = default;
   // The full name, for messages: "runs/gpt/step-..."; of "", the storage itself.
   virtual std::string describe(std::string_view name) const = 0;
-  // The visible regular files, in any order.
+  // The visible regular files and directories, in any order.
   virtual std::vector<Entry> list() const = 0;
   // Error(not_found) where it is absent.
   virtual std::shared_ptr<const Source> open(std::string_view name) const = 0;
