@@ -4,6 +4,7 @@
   load    the same state: cold and warm, memory, verified or not
   train   a training loop with a save of 363 MB every few steps: what the steps cost
   small   12,000 small tensors, 300 MB
+  ranks   1 and 2 ranks with the state of "save", replicated and sharded, beside stock DCP
   command verify, stats and diff of 1.5 GB beside plain reads; start, and show of one of 100,000 tensors
 
 How it is measured, and why so, stands in bench/README.md.
@@ -28,11 +29,12 @@ import perdure
 import torch
 
 import command
+import ranks
 import table
 import targets
 from driver import Driver
 
-BENCHES = ("save", "load", "train", "small", "command")
+BENCHES = ("save", "load", "train", "small", "command", "ranks")
 RESULTS = Path(__file__).with_name("results")
 
 
@@ -111,6 +113,7 @@ def measure(options: Options, folder: Path) -> dict:
         "small": lambda: driver.saves("small"),
         "command": lambda: command.measure(folder, 1500 if options.scale == "full" else 80, options.rounds),
     }
+    benches["ranks"] = lambda: ranks.measure(folder, options.scale, options.rounds, options.saves)
     results = {name: benches[name]() for name in BENCHES if name in options.only}
     if options.drift and "save" in options.only:
         results["drift"] = driver.drift()
@@ -132,6 +135,8 @@ def report(results: dict) -> str:
         parts.append(table.save_table(_title("Save: many small tensors", results["small"]), results["small"]))
     if "command" in results:
         parts.append(command.report(results["command"]))
+    if "ranks" in results:
+        parts.append(ranks.report(results["ranks"]))
     return "\n".join([*parts, targets.check(results)])
 
 

@@ -98,3 +98,13 @@ def train(wrapping, folder):
             if state.step == int(os.environ.get("PERDURE_END", 0)):
                 os.kill(os.getpid(), signal.SIGKILL)
     return json.dumps(losses)
+
+
+def run_the_sample(_, folder):
+    """docs/distributed.md's."""
+    from test_docs import blocks, words_of_the_reader
+
+    os.chdir(folder)
+    names = words_of_the_reader() | {"torch": torch}
+    exec(blocks("python", "docs/distributed.md")[0], names)
+    return f"{names['state'].epoch} epochs"

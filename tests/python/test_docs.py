@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 import perdure
+from ranks import run
 from test_testing import exact
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -106,12 +107,18 @@ def test_restoring_says_what_its_page_shows(tmp_path, monkeypatch):
     assert names["state"].step == 9
 
 
+def test_the_sample_of_many_ranks_runs(tmp_path):
+    """On two of them: manager_ranks.run_the_sample."""
+    assert run(2, "", "manager_ranks.run_the_sample", tmp_path) == ["3 epochs"] * 2
+    assert [checkpoint.step for checkpoint in perdure.list_checkpoints(tmp_path / "runs" / "gpt")] == [3, 2, 1]
+
+
 def test_the_sample_of_distributed_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = torch.nn.Linear(4, 2)
     saved = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     names = {"model_state": model.state_dict()}
-    (sample,) = blocks("python", "docs/distributed.md")
+    _, sample = blocks("python", "docs/distributed.md")
     save, load = sample.rsplit("\n", 2)[:2]
     exec(save, names)
     torch.nn.init.zeros_(model.weight)

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <random>
 
+#include "format/encoder.hpp"
 #include "storage/memory_storage.hpp"
 
 namespace perdure::test {

@@ -10,12 +10,17 @@
 // steps a scheduler such as "StepLR,step_size=3" or "ReduceLROnPlateau,max=1" with each number of
 // the list in the file METRICS.
 //
+//   crossing ranks RUN RANK SIZE STORE STEPS
+//
+// trains as one of several ranks that meet at the file STORE, which all have the same model, up to
+// that many steps, with a checkpoint after each in the directory RUN. Says what it has at the end.
+//
 //   crossing echo IN OUT
 //   crossing tensors IN OUT
 //
-// load any file and save it again, the latter with every tensor made an at::Tensor in between.
-// Without a command, commands come as lines of standard input, their words parted by tabs; each is
-// answered by what went wrong, if anything did, and a line "done".
+// load any file and save it again, the latter with every tensor made an at::Tensor
+// in between. Without a command, commands come as lines of standard input, their words parted by
+// tabs; each is answered by what went wrong, if anything did, and a line "done".
 #include <torch/torch.h>
 
 #include <cstdint>
@@ -23,8 +28,10 @@
 #include <map>
 #include <perdure/perdure.hpp>
 #include <perdure/torch.hpp>
+#include <perdure/torch/ranks.hpp>
 #include <sstream>
 #include <string>
+#include <torch/csrc/distributed/c10d/FileStore.hpp>
 
 namespace {
 
@@ -230,12 +237,47 @@ Value through_torch(const Value& value) {
                                     : Value::tuple(std::move(items));
 }
 
+// What a rank draws is its own, and the model what it was without it.
+void train_ranks(const std::string& run, std::size_t rank, std::size_t size,
+                 const std::string& meeting, std::int64_t steps) {
+  const auto store = c10::make_intrusive<c10d::FileStore>(meeting, static_cast<int>(size));
+  torch::manual_seed(rank);
+  Net net;
+  optim::SGD optimizer(net->parameters(), optim::SGDOptions(0.1).momentum(0.9));
+  double drawn = 0;
+  perdure::TrainingState state;
+  state.add("model", net);
+  state.add("optimizer", optimizer);
+  state.add("drawn", drawn);
+  perdure::CheckpointManager checkpoints(run, {.capture = perdure::Capture::overlapped,
+                                               .ranks = perdure::ranks(store, rank, size),
+                                               .rank_timeout = std::chrono::seconds(60)});
+  checkpoints.restore(state);
+  while (state.step < steps) {
+    const auto x = NetImpl::numbers(32, 29, 13 * state.step, 101).to(torch::kFloat).div(50);
+    torch::mse_loss(net(x.reshape({8, 4})), torch::ones({8, 2})).backward();
+    checkpoints.fence();
+    optimizer.step();
+    optimizer.zero_grad();
+    drawn += torch::rand({}).item<double>();
+    ++state.step;
+    checkpoints.save(state);
+  }
+  checkpoints.close();
+  double sum = 0;
+  for (const torch::Tensor& p : net->parameters()) sum += p.sum().item<double>();
+  std::cout << std::hexfloat << state.step << " " << drawn << " " << sum << std::endl;
+}
+
 void run(const std::vector<std::string>& arguments) {
   const std::string command = arguments.empty() ? "" : arguments[0];
   if (command == "train" && arguments.size() == 5)
     train(Spec(arguments[1]), arguments[2], arguments[3], std::stoi(arguments[4]));
   else if (command == "schedule" && arguments.size() == 5)
     schedule(Spec(arguments[1]), arguments[2], arguments[3], arguments[4]);
+  else if (command == "ranks" && arguments.size() == 6)
+    train_ranks(arguments[1], std::stoul(arguments[2]), std::stoul(arguments[3]), arguments[4],
+                std::stoi(arguments[5]));
   else if (command == "echo" && arguments.size() == 3)
     perdure::save(arguments[2], perdure::load(arguments[1]));
   else if (command == "tensors" && arguments.size() == 3)
