@@ -2,11 +2,13 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <deque>
 
 #include "engine/box_copy.hpp"
 #include "engine/file_records.hpp"
 #include "engine/gather.hpp"
 #include "engine/joined_file.hpp"
+#include "engine/joined_source.hpp"
 #include "engine/rank_view.hpp"
 #include "engine/storage_stream.hpp"
 #include "format/crc32.hpp"
@@ -54,37 +56,79 @@ struct CheckpointFile::Parts {
     return numbers;
   }
 
-  // All that is to be read for one storage.
-  void add_reads(std::size_t storage, MutableBytes into,
-                 std::vector<engine::RecordRead>& reads) const {
-    if (const auto gathered = contents.gathered.find(storage); gathered != contents.gathered.end())
-      return add_pieces(gathered->second, into, reads);
-    if (const auto cut = contents.cuts.find(storage); cut != contents.cuts.end())
-      return add_cut(cut->second, into, reads);
-    reads.push_back(engine::read_of(contents, contents.record_of(storage), into));
-  }
-  static void add_pieces(const format::Contents::Gathered& gathered, MutableBytes into,
-                         std::vector<engine::RecordRead>& reads) {
-    for (const format::Contents::Piece& piece : gathered.pieces) {
-      engine::RecordRead read{
-          .record = &piece.record, .block_size = piece.record.size, .checksums = {}, .into = {}};
-      if (piece.has_checksum) read.checksums = std::span(&piece.record.crc32, 1);
-      const engine::BoxCopy copy({piece.offsets, piece.sizes}, {gathered.offsets, gathered.sizes},
-                                 gathered.itemsize);
-      if (const auto begin = copy.one_run())
-        read.into = into.subspan(*begin, piece.record.size);
+  // Several storages, each into memory of its own.
+  class Reads {
+   public:
+    explicit Reads(const Parts& parts) : parts_(parts), joined_(parts.source->name()) {}
+
+    void add(std::size_t storage, MutableBytes into) {
+      const format::Contents& contents = parts_.contents;
+      if (const auto from = contents.gathered.find(storage); from != contents.gathered.end())
+        add_pieces(from->second, into);
+      else if (const auto cut = contents.cuts.find(storage); cut != contents.cuts.end())
+        add_cut(cut->second, into);
       else
-        read.sink = [copy, into](std::uint64_t at, ConstBytes bytes) {
-          copy.take(at, bytes, into.data());
-        };
-      reads.push_back(std::move(read));
+        reads_.push_back(engine::read_of(contents, contents.record_of(storage), into));
     }
-  }
-  void add_cut(const format::Contents::Cut& cut, MutableBytes into,
-               std::vector<engine::RecordRead>& reads) const {
-    reads.push_back(stream_of(cut.storage));
-    reads.back().sink = [gather = engine::Gather(cut.view, 0, cut.view.numel(), into.data())](
-                            std::uint64_t at, ConstBytes bytes) { gather.take(at, bytes); };
+    // Nothing of a block is written before its checksum was found right, where blocks have one.
+    void compare_first() {
+      for (engine::RecordRead& read : reads_)
+        read.compare_first = !read.into.empty() && read.block_size <= format::kBlockSize;
+    }
+    void read() {
+      parts_.read(reads_);
+      if (!of_pieces_.empty()) parts_.read_pieces(joined_, of_pieces_);
+    }
+
+   private:
+    void add_pieces(const format::Contents::Gathered& gathered, MutableBytes into) {
+      for (const format::Contents::Piece& piece : gathered.pieces) {
+        const engine::BoxCopy copy({piece.offsets, piece.sizes}, {gathered.offsets, gathered.sizes},
+                                   gathered.itemsize);
+        const format::Contents::PieceBytes bytes = piece.bytes();
+        Record& record = records_.emplace_back();
+        record.name = gathered.name;
+        record.size = gathered.itemsize;
+        for (const std::int64_t size : piece.sizes) record.size *= static_cast<std::uint64_t>(size);
+        record.crc32 = bytes.crc32.value_or(0);
+        record.offset = joined_.append(bytes.source, bytes.offset, record.size);
+        engine::RecordRead& read = of_pieces_.emplace_back();
+        read.record = &record;
+        read.block_size = record.size;
+        if (bytes.crc32) read.checksums = std::span(&record.crc32, 1);
+        if (const auto begin = copy.one_run())
+          read.into = into.subspan(*begin, record.size);
+        else
+          read.sink = [copy, into](std::uint64_t at, ConstBytes run) {
+            copy.take(at, run, into.data());
+          };
+      }
+    }
+    void add_cut(const format::Contents::Cut& cut, MutableBytes into) {
+      reads_.push_back(parts_.stream_of(cut.storage));
+      reads_.back().sink = [gather = engine::Gather(cut.view, 0, cut.view.numel(), into.data())](
+                               std::uint64_t at, ConstBytes bytes) { gather.take(at, bytes); };
+    }
+
+    const Parts& parts_;
+    std::vector<engine::RecordRead> reads_;
+    engine::JoinedSource joined_;  // the pieces
+    std::vector<engine::RecordRead> of_pieces_;
+    std::deque<Record> records_;  // of these
+  };
+
+  void read_pieces(const engine::JoinedSource& joined,
+                   const std::vector<engine::RecordRead>& reads) const {
+    engine::bulk_read(
+        joined, reads,
+        [&](const engine::RecordRead& read, const engine::DamagedBlock& block) {
+          const Place place = joined.place(block.offset);
+          throw Error(ErrorCode::corrupt,
+                      fmt::format("{}: a piece of '{}' is damaged: {} bytes at offset {} do not "
+                                  "have the checksum that they were written with",
+                                  place.name, read.record->name, block.size, place.offset));
+        },
+        scratch);
   }
 
   // As one stream: in runs that begin at multiples of kBlockSize.
@@ -110,7 +154,7 @@ struct CheckpointFile::Parts {
           &contents.record_of(static_cast<std::size_t>(number)) == &record)
         found = format_path(path);
     });
-    return found.empty() ? fmt::format("'{}'", record.name) : found;
+    return found.empty() ? "no tensor of its own" : found;
   }
 };
 
@@ -159,26 +203,26 @@ void CheckpointFile::read(std::size_t storage, MutableBytes into) const {
   if (into.size() != record.size)
     throw Error(ErrorCode::invalid, fmt::format("{}: {} bytes to read record {} of {} bytes into",
                                                 name(), into.size(), record.name, record.size));
-  std::vector<engine::RecordRead> reads;
-  parts_->add_reads(storage, into, reads);
-  parts_->read(reads);
+  Parts::Reads reads(*parts_);
+  reads.add(storage, into);
+  reads.read();
 }
 
 void CheckpointFile::read_all(const Value& value, const Allocate& allocate) const {
-  std::vector<engine::RecordRead> reads;
+  Parts::Reads reads(*parts_);
   std::vector<MutableBytes> fresh;
   for (const std::size_t i : parts_->unread(value)) {
     TensorStorage& storage = *storages()[i];
     (allocate ? allocate : Allocate(engine::allocate_owned))(storage);
     const MutableBytes into(storage.data, storage.size);
     fresh.push_back(into);
-    parts_->add_reads(i, into, reads);
+    reads.add(i, into);
   }
   // Where reading is no more than copying, ordinary pages are the better ones: mostly they were in
   // use a moment ago. On a virtual machine huge ones may have to be had back from the host, which
   // takes longer than all of the rest; reading from a disk, that hardly shows.
   if (!parts_->source->is_cached()) io::prefer_huge_pages(std::move(fresh));
-  parts_->read(reads);
+  reads.read();
 }
 
 namespace {
@@ -239,14 +283,13 @@ void CheckpointFile::read_in_place(const std::vector<std::size_t>& numbers) cons
   if (!reads_in_place())
     throw Error(ErrorCode::invalid,
                 fmt::format("{}: has no checksums by which to read over live memory", name()));
-  std::vector<engine::RecordRead> reads;
+  Parts::Reads reads(*parts_);
   for (const std::size_t number : numbers) {
     const TensorStorage& storage = *storages().at(number);
-    parts_->add_reads(number, {storage.data, storage.size}, reads);
+    reads.add(number, {storage.data, storage.size});
   }
-  for (engine::RecordRead& read : reads)
-    read.compare_first = !read.into.empty() && read.block_size <= format::kBlockSize;
-  parts_->read(reads);
+  reads.compare_first();
+  reads.read();
 }
 
 void CheckpointFile::stream(const std::vector<std::size_t>& numbers, const Sink& sink) const {
@@ -330,7 +373,8 @@ Tensor CheckpointFile::part(const Tensor& whole, const std::vector<std::int64_t>
   record.size = out.numel() * itemsize(whole.dtype);
   const std::size_t made = contents.storages.size();
   if (const auto from = contents.gathered.find(number); from != contents.gathered.end()) {
-    format::Contents::Gathered gathered{itemsize(whole.dtype), offsets, sizes, {}};
+    format::Contents::Gathered gathered{
+        from->second.name, itemsize(whole.dtype), offsets, sizes, {}};
     for (const format::Contents::Piece& piece : from->second.pieces)
       if (!engine::BoxCopy({piece.offsets, piece.sizes}, {offsets, sizes}, gathered.itemsize)
                .empty())

@@ -141,6 +141,7 @@ std::string CheckpointManager::Parts::together(const std::string& key,
 CheckpointManager::Parts::~Parts() {
   writer.wait_idle();
   if (!closed) history.write();
+  if (!closed && saver) saver->wait_until_heard();
   if (options.on_error == OnError::raise) {  // with warn, all of them were told when they happened
     try {
       throw_unseen();
@@ -278,6 +279,7 @@ void CheckpointManager::close() {
   if (parts_->closed) return;  // by another thread, meanwhile
   parts_->wait_idle();
   parts_->history.write();
+  if (parts_->saver) parts_->saver->wait_until_heard();
   {
     const std::lock_guard guard(parts_->mutex);
     parts_->closed = true;

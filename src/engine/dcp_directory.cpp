@@ -21,18 +21,18 @@ using format::DcpItem;
 class DcpReader {
  public:
   DcpReader(const fs::path& directory, bool allow_opaque)
-      : parts_(directory),
+      : parts_(std::make_shared<DcpParts>(directory)),
         allow_opaque_(allow_opaque),
         joined_(std::make_shared<JoinedSource>(directory.string())) {}
 
   JoinedFile open() {
     contents_.format = "torch.distributed.checkpoint";
     std::vector<Value> values;
-    for (const DcpItem& item : parts_.metadata().items)
+    for (const DcpItem& item : parts_->metadata().items)
       values.push_back(item.is_tensor ? tensor(item) : other(item));
     contents_.value = format::with_file_name(*joined_, [&] {
-      return parts_.record() ? state_of_ranks(values)
-                             : format::join_dcp_state(parts_.metadata().items, values);
+      return parts_->record() ? state_of_ranks(values)
+                              : format::join_dcp_state(parts_->metadata().items, values);
     });
     return {joined_, std::move(contents_)};
   }
@@ -41,8 +41,8 @@ class DcpReader {
   // What is no tensor stands in the records of the ranks, with all that a name and a path do not
   // tell; its items are for readers of DCP.
   Value state_of_ranks(const std::vector<Value>& values) {
-    const format::RanksRecord& record = *parts_.record();
-    const std::vector<DcpItem>& items = parts_.metadata().items;
+    const format::RanksRecord& record = *parts_->record();
+    const std::vector<DcpItem>& items = parts_->metadata().items;
     contents_.info = record.info;
     contents_.ranks = record.ranks;
     contents_.bytes = record.bytes;
@@ -82,45 +82,51 @@ class DcpReader {
   Value fresh_tensor(const DcpItem& item) {
     Tensor out = format::with_file_name(
         *joined_, [&] { return format::contiguous_tensor(item.dtype, item.shape); });
-    std::vector<TensorPiece> pieces;
-    for (const DcpChunk& chunk : item.chunks) pieces.push_back(parts_.piece(item, chunk));
     CheckpointFile::Record record{.name = item.name, .offset = 0, .size = 0, .crc32 = 0};
     bool has_checksum = true;
-    if (pieces.empty()) {
+    if (item.chunks.empty()) {
       record.offset = joined_->size();
     } else {
       record.size = out.numel() * itemsize(item.dtype);
-      if (pieces.size() == 1) {
-        has_checksum = pieces[0].crc32.has_value();
-        record.crc32 = pieces[0].crc32.value_or(0);
-        record.offset = joined_->append(pieces[0].source, pieces[0].offset, record.size);
+      if (item.chunks.size() == 1) {
+        const TensorPiece piece = parts_->piece(item, item.chunks[0]);
+        has_checksum = piece.crc32.has_value();
+        record.crc32 = piece.crc32.value_or(0);
+        record.offset = joined_->append(piece.source, piece.offset, record.size);
       } else {
         has_checksum = false;  // but those of its pieces are compared
-        gather(item, pieces);
-        record.offset = joined_->append(
-            std::make_shared<GatheredTensor>(repr(Value(item.name)), itemsize(item.dtype),
-                                             item.shape, std::move(pieces)),
-            0, record.size);
+        record.offset = joined_->append(gathered(item, record.size), 0, record.size);
       }
     }
     out.storage = add_storage(std::move(record), has_checksum);
     return Value(std::move(out));
   }
 
-  // For who reads all of it: piece by piece, each once.
-  void gather(const DcpItem& item, const std::vector<TensorPiece>& pieces) {
-    format::Contents::Gathered gathered{
-        itemsize(item.dtype), std::vector<std::int64_t>(item.shape.size()), item.shape, {}};
-    for (const TensorPiece& piece : pieces) {
-      CheckpointFile::Record record{
-          .name = item.name, .offset = 0, .size = 0, .crc32 = piece.crc32.value_or(0)};
-      record.size =
-          format::contiguous_tensor(item.dtype, piece.sizes).numel() * itemsize(item.dtype);
-      record.offset = joined_->append(piece.source, piece.offset, record.size);
-      gathered.pieces.push_back(
-          {std::move(record), piece.crc32.has_value(), piece.offsets, piece.sizes});
-    }
+  // Of several ranks, each reads few of the pieces, and so looks at no others. What anybody else
+  // has written is looked at as a whole before any of it is used.
+  std::shared_ptr<const Source> gathered(const DcpItem& item, std::uint64_t size) {
+    if (!parts_->record()) return gathered_tensor(*parts_, item);
+    format::Contents::Gathered gathered{.name = item.name,
+                                        .itemsize = itemsize(item.dtype),
+                                        .offsets = std::vector<std::int64_t>(item.shape.size()),
+                                        .sizes = item.shape,
+                                        .pieces = {}};
+    for (const DcpChunk& chunk : item.chunks)
+      gathered.pieces.push_back({chunk.offsets, chunk.sizes, [parts = parts_, &item, &chunk] {
+                                   TensorPiece piece = parts->piece(item, chunk);
+                                   return format::Contents::PieceBytes{std::move(piece.source),
+                                                                       piece.offset, piece.crc32};
+                                 }});
     contents_.gathered.emplace(contents_.storages.size(), std::move(gathered));
+    return std::make_shared<LateSource>(
+        joined_->name(), size, [parts = parts_, &item] { return gathered_tensor(*parts, item); });
+  }
+
+  static std::shared_ptr<const Source> gathered_tensor(DcpParts& parts, const DcpItem& item) {
+    std::vector<TensorPiece> pieces;
+    for (const DcpChunk& chunk : item.chunks) pieces.push_back(parts.piece(item, chunk));
+    return std::make_shared<GatheredTensor>(repr(Value(item.name)), itemsize(item.dtype),
+                                            item.shape, std::move(pieces));
   }
 
   const std::shared_ptr<TensorStorage>& add_storage(CheckpointFile::Record record,
@@ -132,7 +138,7 @@ class DcpReader {
 
   // Any value; tensors in it get their storages here.
   Value other(const DcpItem& item) {
-    DcpParts::Part part = parts_.value(item, allow_opaque_);
+    DcpParts::Part part = parts_->value(item, allow_opaque_);
     if (part.contents.storages.empty()) return std::move(part.contents.value);
     const std::uint64_t begin = joined_->append(part.source, 0, part.source->size());
     for (std::size_t i = 0; i < part.contents.storages.size(); ++i) {
@@ -147,7 +153,7 @@ class DcpReader {
     return std::move(part.contents.value);
   }
 
-  DcpParts parts_;
+  std::shared_ptr<DcpParts> parts_;  // which what is read late keeps
   bool allow_opaque_;
   std::shared_ptr<JoinedSource> joined_;
   std::unordered_map<std::string, Value> tensors_;  // by their places

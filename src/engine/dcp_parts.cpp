@@ -65,6 +65,7 @@ DcpParts::DcpParts(const fs::path& directory, const std::string& metadata)
       files_(metadata_.files.size()) {}
 
 std::shared_ptr<const Source> DcpParts::file(std::size_t number) {
+  const std::lock_guard guard(mutex_);
   if (!files_[number]) files_[number] = pool_->source(metadata_.files[number]);
   return files_[number];
 }

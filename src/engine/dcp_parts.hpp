@@ -4,6 +4,7 @@
 
 #include <filesystem>
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -17,7 +18,7 @@
 
 namespace perdure::engine {
 
-// Not for several threads at once; what it gives out is.
+// For several threads at once.
 class DcpParts {
  public:
   // `metadata`: the file in it that says what there is. Errors: those of read_dcp_metadata.
@@ -50,6 +51,7 @@ class DcpParts {
   std::shared_ptr<FilePool> pool_;
   std::optional<format::RanksRecord> record_;
   format::DcpMetadata metadata_;
+  std::mutex mutex_;  // of what follows
   std::vector<std::shared_ptr<const Source>> files_;
   std::shared_ptr<LastLoaded> last_loaded_ = std::make_shared<LastLoaded>();
 };

@@ -49,6 +49,12 @@ void SubSource::will_read(std::uint64_t offset, std::uint64_t size) const {
   source_->will_read(offset_ + offset, size);
 }
 
+std::shared_ptr<const Source> LateSource::made() const {
+  const std::lock_guard guard(mutex_);
+  if (!made_) made_ = make_();
+  return made_;
+}
+
 HeldSource::HeldSource(const Source& source)
     : bytes_(source.size()), name_(source.place(0).name), begin_(source.place(0).offset) {
   source.read(0, bytes_);

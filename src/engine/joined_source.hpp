@@ -2,7 +2,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <perdure/file.hpp>
 #include <string>
 #include <vector>
@@ -46,6 +48,28 @@ class HeldSource final : public Source {
   std::vector<std::byte> bytes_;
   std::string name_;
   std::uint64_t begin_ = 0;  // in the file of that name
+};
+
+// A source that is made when it is first read.
+class LateSource final : public Source {
+ public:
+  using Make = std::function<std::shared_ptr<const Source>()>;
+  LateSource(std::string name, std::uint64_t size, Make make)
+      : name_(std::move(name)), size_(size), make_(std::move(make)) {}
+
+  std::uint64_t size() const override { return size_; }
+  const std::string& name() const override { return name_; }
+  void read(std::uint64_t offset, MutableBytes into) const override { made()->read(offset, into); }
+  Place place(std::uint64_t offset) const override { return made()->place(offset); }
+
+ private:
+  std::shared_ptr<const Source> made() const;
+
+  std::string name_;
+  std::uint64_t size_;
+  Make make_;
+  mutable std::mutex mutex_;  // of what follows
+  mutable std::shared_ptr<const Source> made_;
 };
 
 // Runs of other sources end to end. Complete before the first read.

@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <chrono>
 #include <set>
+#include <thread>
 #include <unordered_map>
 #include <utility>
 
@@ -18,6 +20,9 @@ namespace {
 
 constexpr std::size_t kMaxDepth = 8;
 
+constexpr std::chrono::seconds kLastWait{5};
+
+std::string heard_by(std::size_t rank) { return fmt::format("heard/{}", rank); }
 std::string file_of(std::size_t rank) { return fmt::format("__{}_0.distcp", rank); }
 std::string key_of(std::uint64_t generation) { return fmt::format("save/{}", generation); }
 
@@ -158,6 +163,20 @@ void RankSaver::refuse(std::uint64_t generation, const std::exception_ptr& why) 
   }
 }
 
+void RankSaver::wait_until_heard() noexcept try {
+  if (!talk_.leads() || last_.empty()) return;
+  const auto until = std::chrono::steady_clock::now() + kLastWait;
+  for (std::size_t rank = 1; rank < talk_.size(); ++rank) {
+    const auto heard = [&] {
+      return talk_.has(heard_by(rank)) && talk_.hear(heard_by(rank), rank) == last_;
+    };
+    while (!heard() && std::chrono::steady_clock::now() < until)
+      std::this_thread::sleep_for(std::chrono::milliseconds(2));
+  }
+} catch (...) {
+  // Then they will find out that the store is gone.
+}
+
 std::uint64_t RankSaver::follow(SaveJob& job, const std::string& key) {
   const std::string own_key = fmt::format("{}/{}", key, talk_.rank());
   const std::string folder = talk_.led(key + "/folder", {});
@@ -171,6 +190,7 @@ std::uint64_t RankSaver::follow(SaveJob& job, const std::string& key) {
   }
   const std::string bytes = talk_.led(key + "/end", {});
   told_ = telling_;
+  talk_.tell(heard_by(talk_.rank()), key);
   return std::stoull(bytes);
 }
 
@@ -190,6 +210,7 @@ std::uint64_t RankSaver::lead(SaveJob& job, const std::string& key, const std::s
     talk_.forget_later(key + "/end");
     throw;
   }
+  last_ = key;
   talk_.forget(key + "/folder");
   talk_.forget_later(key + "/end");
   return std::stoull(bytes);

@@ -39,6 +39,9 @@ class RankSaver {
   std::uint64_t save(SaveJob& job, const std::string& name);
   // Instead of it: this rank has nothing that it could save.
   void refuse(std::uint64_t generation, const std::exception_ptr& why) noexcept;
+  // Of rank 0, before its end: its process may be the one that keeps the store, and what the others
+  // have not heard by then they never will. A few seconds at most.
+  void wait_until_heard() noexcept;
 
  private:
   // What a rank has written.
@@ -60,6 +63,7 @@ class RankSaver {
   std::string told_;                    // the pieces that rank 0 has of this one
   std::string telling_;                 // those of the save that goes on
   std::map<std::size_t, Offer> known_;  // of rank 0: of each other
+  std::string last_;                    // the key of the last save that went well
 };
 
 }  // namespace perdure::engine

@@ -3,7 +3,9 @@
 // how each is told and what is refused.
 #pragma once
 
+#include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <perdure/file.hpp>
 #include <string>
@@ -36,13 +38,19 @@ struct Contents {
   bool reads_in_place = false;
 
   // A storage whose bytes are a box of a tensor, and come from boxes of it that lie elsewhere.
+  // What is in one is looked at when it is needed: of many ranks, each needs few pieces.
+  struct PieceBytes {
+    std::shared_ptr<const Source> source;
+    std::uint64_t offset = 0;
+    std::optional<std::uint32_t> crc32;
+  };
   struct Piece {
-    CheckpointFile::Record record;
-    bool has_checksum = false;
     std::vector<std::int64_t> offsets;
     std::vector<std::int64_t> sizes;
+    std::function<PieceBytes()> bytes;  // from any thread; throws what is wrong with it
   };
   struct Gathered {
+    std::string name;
     std::size_t itemsize = 1;
     std::vector<std::int64_t> offsets;
     std::vector<std::int64_t> sizes;

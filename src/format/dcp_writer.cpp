@@ -1,6 +1,8 @@
 #include "format/dcp_writer.hpp"
 
 #include <cstdint>
+#include <map>
+#include <vector>
 
 #include "format/coding.hpp"
 #include "format/pickle_number.hpp"
@@ -32,14 +34,34 @@ class MetadataWriter {
 
  private:
   void put(Op op) { out_ += static_cast<char>(op); }
+  // What has been written before is referred to: a checkpoint of many ranks says the same things of
+  // each of a million pieces.
+  template <class Key, class F>
+  void once(std::map<Key, std::uint32_t>& known, const Key& key, F&& write) {
+    const auto [at, fresh] = known.try_emplace(key, next_memo_);
+    if (!fresh) {
+      put(Op::long_bin_get);
+      format::put(out_, at->second);
+      return;
+    }
+    ++next_memo_;
+    const std::uint32_t memo = at->second;
+    write();
+    put(Op::long_bin_put);
+    format::put(out_, memo);
+  }
   void text(std::string_view text) {
-    put(Op::bin_unicode);
-    format::put(out_, static_cast<std::uint32_t>(text.size()));
-    out_ += text;
+    once(texts_, std::string(text), [&] {
+      put(Op::bin_unicode);
+      format::put(out_, static_cast<std::uint32_t>(text.size()));
+      out_ += text;
+    });
   }
   void global(std::string_view module, std::string_view name) {
-    put(Op::global);
-    out_.append(module).append("\n").append(name).append("\n");
+    once(globals_, std::string(module) + "\n" + std::string(name) + "\n", [&] {
+      put(Op::global);
+      out_.append(module).append("\n").append(name).append("\n");
+    });
   }
   template <class F>
   void tuple(F&& content) {
@@ -77,9 +99,11 @@ class MetadataWriter {
     put(Op::build);
   }
   void size(const std::vector<std::int64_t>& sizes) {
-    call("torch", "Size", [&] {
-      tuple([&] {
-        for (const std::int64_t x : sizes) put_integer(out_, x);
+    once(sizes_, sizes, [&] {
+      call("torch", "Size", [&] {
+        tuple([&] {
+          for (const std::int64_t x : sizes) put_integer(out_, x);
+        });
       });
     });
   }
@@ -154,6 +178,10 @@ class MetadataWriter {
   }
 
   const DcpMetadata& metadata_;
+  std::map<std::string, std::uint32_t> texts_;
+  std::map<std::string, std::uint32_t> globals_;
+  std::map<std::vector<std::int64_t>, std::uint32_t> sizes_;
+  std::uint32_t next_memo_ = 0;
   std::string out_;
 };
 

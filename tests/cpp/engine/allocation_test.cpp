@@ -17,6 +17,7 @@
 #include "engine/arena.hpp"
 #include "engine/run_fixture.hpp"
 #include "engine/save_job.hpp"
+#include "format/encoder.hpp"
 #include "storage/crash_explorer.hpp"
 #include "storage/memory_storage.hpp"
 
@@ -194,10 +195,10 @@ TEST_F(AllocationTest, ACaptureThatGetsNoThreadIsComplete) {
   std::vector<std::uint8_t> numbers(std::size_t{70} << 20, 1);
   const Dict state{{"numbers", Tensor::over(numbers.data(), DType::uint8,
                                             {static_cast<std::int64_t>(numbers.size())})}};
-  format::Encoder encoder{Value(state), info_of_step(1)};
+  auto plan = std::make_unique<const format::Encoder>(Value(state), info_of_step(1));
   engine::Arena arena(0, {});
-  arena.reserve(encoder.file_size());
-  engine::SaveJob job(Value(state), info_of_step(1), std::move(encoder), arena, Capture::eager, {},
+  arena.reserve(plan->file_size());
+  engine::SaveJob job(Value(state), info_of_step(1), std::move(plan), arena, Capture::eager, {},
                       engine::SaveJob::Clock::now());
   failing_thread.left = 1;
   job.capture(3);
