@@ -27,6 +27,13 @@ std::vector<ListedCheckpoint> list(const fs::path& directory) {
   return listed;
 }
 
+// What was found in a run directory is never followed to another place. A directory is one of many
+// ranks, whose files are looked up in it alone.
+bool is_found_file(const fs::path& given, const fs::path& path) {
+  std::error_code ignored;
+  return path != given && !fs::is_directory(fs::symlink_status(path, ignored));
+}
+
 }  // namespace
 
 std::vector<fs::path> checkpoint_files(const fs::path& path) {
@@ -38,8 +45,8 @@ std::vector<fs::path> checkpoint_files(const fs::path& path) {
 
 VerifyReport verify_checkpoint(const fs::path& given, const fs::path& file,
                                const OnRead& progress) {
-  return file == given ? verify(file, progress)
-                       : verify(open_source(file, Links::refuse), progress);
+  return is_found_file(given, file) ? verify(open_source(file, Links::refuse), progress)
+                                    : verify(file, progress);
 }
 
 fs::path newest_checkpoint(const fs::path& path) {
@@ -54,8 +61,9 @@ fs::path newest_checkpoint(const fs::path& path) {
 }
 
 CheckpointFile open_checkpoint(const fs::path& given, const fs::path& file) {
-  if (file == given) return CheckpointFile::open(file, true);
-  return CheckpointFile::open(open_source(file, Links::refuse), true);
+  if (is_found_file(given, file))
+    return CheckpointFile::open(open_source(file, Links::refuse), true);
+  return CheckpointFile::open(file, true);
 }
 
 CheckpointFile open_newest(const fs::path& path) {

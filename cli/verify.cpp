@@ -129,13 +129,21 @@ std::vector<Job> jobs_for(const std::vector<std::string>& paths) {
   return jobs;
 }
 
+// Of all files of a directory.
+std::uint64_t size_of(const fs::path& path) {
+  std::error_code failed;
+  std::uint64_t total = 0;
+  if (fs::is_directory(path, failed)) {
+    for (const auto& entry : fs::directory_iterator(path, failed)) total += size_of(entry.path());
+    return total;
+  }
+  const std::uintmax_t size = fs::file_size(path, failed);
+  return failed ? 0 : size;
+}
+
 std::uint64_t size_of(const std::vector<Job>& jobs) {
   std::uint64_t total = 0;
-  for (const Job& job : jobs) {
-    std::error_code failed;
-    const std::uintmax_t size = fs::file_size(job.file, failed);
-    if (!failed) total += size;
-  }
+  for (const Job& job : jobs) total += size_of(job.file);
   return total;
 }
 

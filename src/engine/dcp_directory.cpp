@@ -26,7 +26,7 @@ class DcpReader {
         joined_(std::make_shared<JoinedSource>(directory.string())) {}
 
   JoinedFile open() {
-    contents_.format = "torch.distributed.checkpoint";
+    contents_.format = kDcpFormat;
     std::vector<Value> values;
     for (const DcpItem& item : parts_->metadata().items)
       values.push_back(item.is_tensor ? tensor(item) : other(item));

@@ -7,6 +7,7 @@
 #include "format/crc32.hpp"
 #include "format/pickle_reader.hpp"
 #include "format/safetensors_file.hpp"
+#include "format/zip_records.hpp"
 
 namespace perdure::engine {
 namespace {
@@ -70,20 +71,37 @@ std::shared_ptr<const Source> DcpParts::file(std::size_t number) {
   return files_[number];
 }
 
-DcpParts::Part DcpParts::read(const DcpItem& item, const format::DcpPlace& place, bool allow_opaque,
-                              bool held) {
+// Calls `read` with the bytes of one; its errors say where they are.
+template <class F>
+auto DcpParts::in_item(const DcpItem& item, const format::DcpPlace& place, F&& read) {
   try {
-    std::shared_ptr<const Source> source =
-        std::make_shared<SubSource>(file(place.file), place.offset, place.length);
-    if (held) source = std::make_shared<HeldSource>(*source);
-    format::Contents contents = format::read_contents(*source, allow_opaque);
-    return {std::move(source), std::move(contents)};
+    return read(std::make_shared<const SubSource>(file(place.file), place.offset, place.length));
   } catch (const Error& error) {
     throw Error(error.code(),
                 fmt::format("{} ({}, offset {}): {}", name_, repr(Value(item.name)), place.offset,
                             error.what()),
                 error.errno_value());
   }
+}
+
+DcpParts::Part DcpParts::read(const DcpItem& item, const format::DcpPlace& place, bool allow_opaque,
+                              bool held) {
+  return in_item(item, place, [&](std::shared_ptr<const Source> source) -> Part {
+    if (held) source = std::make_shared<HeldSource>(*source);
+    format::Contents contents = format::read_contents(*source, allow_opaque);
+    return {std::move(source), std::move(contents)};
+  });
+}
+
+std::uint64_t DcpParts::check_rest(const DcpItem& item, const format::DcpPlace& place) {
+  return in_item(item, place, [](const std::shared_ptr<const Source>& source) {
+    std::uint64_t bytes = 0;
+    if (format::format_of(*source) != format::Format::torch_zip) return bytes;
+    const format::ZipRecords zip(*source);
+    for (const CheckpointFile::Record& record : zip.records())
+      if (!record.name.starts_with("data/")) bytes += zip.read_text(record).size();
+    return bytes;
+  });
 }
 
 DcpParts::Part DcpParts::value(const DcpItem& item, bool allow_opaque) {

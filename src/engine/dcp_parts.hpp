@@ -41,9 +41,14 @@ class DcpParts {
   Part held_value(const format::DcpItem& item);
   // Error(corrupt) where it is not the tensor that .metadata has there.
   TensorPiece piece(const format::DcpItem& item, const format::DcpChunk& chunk);
+  // Compares what torch.save wrote around the values, which no reader of them looks at. Returns how
+  // many bytes. Error(corrupt).
+  std::uint64_t check_rest(const format::DcpItem& item, const format::DcpPlace& place);
 
  private:
   std::shared_ptr<const Source> file(std::size_t number);
+  template <class F>
+  auto in_item(const format::DcpItem& item, const format::DcpPlace& place, F&& read);
   Part read(const format::DcpItem& item, const format::DcpPlace& place, bool allow_opaque,
             bool held = false);
 

@@ -20,6 +20,7 @@ std::optional<JoinedFile> open_joined(const std::filesystem::path& path, bool al
 
 bool is_joined_directory(const std::filesystem::path& path);
 
+inline constexpr const char* kDcpFormat = "torch.distributed.checkpoint";
 // A directory of torch.distributed.checkpoint: what it holds, nested again, its tensors whole.
 JoinedFile open_dcp(const std::filesystem::path& directory, bool allow_opaque);
 // The files that an index of safetensors names.

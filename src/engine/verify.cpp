@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cstdint>
 #include <map>
+#include <set>
 
+#include "engine/dcp_parts.hpp"
 #include "engine/file_records.hpp"
 #include "engine/joined_file.hpp"
 #include "format/torch_zip.hpp"
@@ -28,11 +30,15 @@ class Verifier {
       guarded("", [&] {
         plainly([&](bool opaque) { contents_ = format::read_contents(source_, opaque); });
       });
-    return check();
+    check();
+    return finish();
   }
-  VerifyReport run(Contents contents) {
+  // Of more than one file.
+  VerifyReport run(const std::filesystem::path& path, Contents contents) {
     contents_ = std::move(contents);
-    return check();
+    check();
+    if (contents_.format == engine::kDcpFormat) check_rest(engine::DcpParts(path));
+    return finish();
   }
 
  private:
@@ -80,14 +86,13 @@ class Verifier {
     }
   }
 
-  VerifyReport check() {
+  void check() {
     engine::for_each_tensor(contents_.value, [&](const KeyPath& path, const Tensor& tensor) {
       ++report_.tensors;
       if (tensor.storage->record < 0) return;
       add_name(contents_.record_of(static_cast<std::size_t>(tensor.storage->record)).name, path);
     });
     check_records();
-    return finish();
   }
 
   void add_name(const std::string& record, const KeyPath& path) {
@@ -136,6 +141,15 @@ class Verifier {
       report_.bytes += record.size;
       guarded(record.name, [&] { format::check_unpacked(source_, {record, size}); });
     }
+  }
+
+  // Of a directory of many torch.save: what stands around the values in each.
+  void check_rest(engine::DcpParts parts) {
+    std::set<std::pair<std::size_t, std::uint64_t>> seen;  // tied tensors are at one place
+    for (const format::DcpItem& item : parts.metadata().items)
+      for (const format::DcpChunk& chunk : item.chunks)
+        if (seen.emplace(chunk.place.file, chunk.place.offset).second)
+          guarded(item.name, [&] { report_.bytes += parts.check_rest(item, chunk.place); });
   }
 
   void add_damage(const CheckpointFile::Record& record, const DamagedBlock& block) {
@@ -211,7 +225,8 @@ VerifyReport verify(const std::filesystem::path& path, const OnRead& progress) {
             .findings = {{"", "", 0, error.what()}}};
   }
   if (joined)
-    return Verifier(*counted(std::move(joined->source), progress)).run(std::move(joined->contents));
+    return Verifier(*counted(std::move(joined->source), progress))
+        .run(path, std::move(joined->contents));
   return verify(open_source(path), progress);
 }
 
