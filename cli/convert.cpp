@@ -15,9 +15,9 @@ namespace {
 constexpr const char* kDescription =
     "Writes what is in IN to OUT in another format, or a part of it. IN: a PyTorch file, "
     "safetensors (also an index, or a directory that has one), a directory of "
-    "torch.distributed.checkpoint (DCP), a run directory (its newest). OUT's ending says the "
-    "format: .pt, .pth, .bin, .ckpt PyTorch's own; .safetensors; none a DCP directory. Tensors "
-    "stream through: files larger than memory are fine.";
+    "torch.distributed.checkpoint (DCP) or of several ranks, a run directory (its newest). OUT's "
+    "ending says the format: .pt, .pth, .bin, .ckpt PyTorch's own; .safetensors; none a DCP "
+    "directory. Tensors stream through: files larger than memory are fine.";
 constexpr const char* kFooter =
     "Names are keys joined by dots; * stands for any run of characters.\n"
     "Exit code: 0 written; 1 IN is damaged; 2 it could not be done. Nothing is left at OUT then.\n"

@@ -109,7 +109,8 @@ Json info_json(const CheckpointInfo& info) {
           {"metrics", metrics_json(info.metrics)},
           {"writer", info.writer},
           {"libraries", info.libraries},
-          {"optimizers", optimizers_json(info)}};
+          {"optimizers", optimizers_json(info)},
+          {"ranks", info.ranks}};
 }
 
 Json total_json(const DTypeTotal& total) {

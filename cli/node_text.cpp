@@ -248,6 +248,7 @@ std::vector<std::string> info_lines(const CheckpointInfo& info) {
     lines.push_back(fmt::format("step {}, generation {}{}, {}", info.step, info.generation, parent,
                                 info.reason));
   }
+  if (info.ranks > 1) lines.push_back(fmt::format("saved by {} ranks", info.ranks));
   for (const auto& [name, value] : info.metrics)
     lines.push_back(fmt::format("metric {} = {}", name, format_number(value)));
   for (const auto& [name, optimizer] : info.optimizers)

@@ -21,8 +21,8 @@ std::vector<ListedCheckpoint> list(const fs::path& directory) {
   std::vector<ListedCheckpoint> listed = list_checkpoints(directory);
   if (listed.empty())
     throw Error(ErrorCode::not_found,
-                fmt::format("{}: this directory holds no checkpoints of a run (files named "
-                            "step-*-g*.pt); name the files themselves",
+                fmt::format("{}: this directory holds no checkpoints of a run (step-*-g*.pt or "
+                            "step-*-g*.dcp); name the files themselves",
                             directory.string()));
   return listed;
 }

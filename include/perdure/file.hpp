@@ -43,6 +43,7 @@ struct CheckpointInfo {
   std::map<std::string, Optimizer> optimizers;
   // Of a file that was converted from safetensors: what that said beside its tensors.
   std::map<std::string, std::string> metadata = {};
+  std::size_t ranks = 1;  // how many processes have saved it; see CheckpointFile::ranks
 };
 
 // Saves `state` (usually a Dict) at `path`: temporary file in the same folder, written, fsynced,
@@ -194,11 +195,12 @@ class CheckpointFile {
   // and read take it like any other.
   Tensor part(const Tensor& whole, const std::vector<std::int64_t>& offsets,
               const std::vector<std::int64_t>& sizes) const;
-  // How many processes have saved it; 1 of a file. With more, value() is what process 0 has saved,
-  // and has under "ranks" what the others have of their own.
+  // How many processes have saved it. With more than one, value() is what process 0 has saved, and
+  // has under "ranks" what the others have of their own.
   std::size_t ranks() const;
   // value() becomes what process `rank` has saved; of one that was not there, what process 0 has,
-  // without its random numbers (docs/distributed.md, "Another number of ranks").
+  // without its random numbers (docs/distributed.md, "Another number of ranks"). What perdure has
+  // not written stays as it is.
   void view_as(std::size_t rank);
   // The CRC-32 that all of a storage was written with; nothing where the file has no checksums.
   std::optional<std::uint32_t> checksum(std::size_t storage) const;

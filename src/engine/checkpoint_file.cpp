@@ -396,10 +396,11 @@ Tensor CheckpointFile::part(const Tensor& whole, const std::vector<std::int64_t>
   return out;
 }
 
-std::size_t CheckpointFile::ranks() const { return parts_->contents.ranks; }
+std::size_t CheckpointFile::ranks() const { return info() ? info()->ranks : 1; }
 
 void CheckpointFile::view_as(std::size_t rank) {
-  parts_->contents.value = engine::rank_view(parts_->contents.value, rank);
+  if (!info()) return;
+  parts_->contents.value = engine::rank_view(value(), ranks(), rank);
 }
 
 std::optional<std::uint32_t> CheckpointFile::checksum(std::size_t storage) const {

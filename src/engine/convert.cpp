@@ -8,6 +8,7 @@
 #include "engine/changed_tensors.hpp"
 #include "engine/chosen_names.hpp"
 #include "engine/file_records.hpp"
+#include "engine/rank_view.hpp"
 #include "engine/save_dcp.hpp"
 #include "engine/save_file.hpp"
 #include "engine/save_safetensors.hpp"
@@ -122,10 +123,39 @@ class Conversion {
  private:
   Value chosen() {
     Value state = file_.value();
+    // The records of the other ranks go by its names.
+    if (file_.ranks() > 1 && has_other_names()) state = engine::without_ranks(state);
     if (options_.strip_optimizer) state = engine::without_optimizers(state, report_.left_out);
     if (!options_.only.empty()) state = engine::choose(state, options_.only);
     if (!options_.rename.empty()) state = engine::move_names(state, options_.rename);
     return state;
+  }
+
+  bool has_other_names() const {
+    return options_.strip_optimizer || !options_.only.empty() || !options_.rename.empty();
+  }
+
+  // What the new one says of itself. From one file to a directory or back, whole, it is the same
+  // checkpoint; any other is none of a run any more.
+  CheckpointInfo info() const {
+    CheckpointInfo info = file_.info().value_or(CheckpointInfo());
+    info.metadata = file_.metadata();
+    const bool is_whole = !has_other_names() && report_.format != FileFormat::safetensors;
+    if (!is_whole) info.ranks = 1;
+    if (!options_.rename.empty()) info.optimizers.clear();  // they go by names
+    const bool is_split = fs::is_directory(in_) || report_.format == FileFormat::dcp;
+    if (file_.info() && is_whole && is_split && !options_.dtype) return info;
+    info.generation = info.parent = 0;
+    engine::sign(info);
+    return info;
+  }
+
+  // A state with a name of its own that is perdure's in the checkpoints of several ranks stays as
+  // torch.distributed.checkpoint has it.
+  std::optional<CheckpointInfo> dcp_info(const Value& state) const {
+    if (!file_.info() || (file_.ranks() == 1 && state.contains(engine::kRanksKey)))
+      return std::nullopt;
+    return info();
   }
 
   void count(const Value& state) {
@@ -156,7 +186,7 @@ class Conversion {
     if (report_.format == FileFormat::torch)
       return write_torch(out_, state, if_exists, [&](std::uint64_t now) { told(now); });
     if (report_.format == FileFormat::dcp)
-      return engine::save_dcp(system, out_, state, if_exists, on_bytes);
+      return engine::save_dcp(system, out_, state, dcp_info(state), if_exists, on_bytes);
     auto parts = engine::split_for_safetensors(state, options_.rest);
     if (!parts.rest.as_dict().empty()) check_rest(parts.rest);
     // Before the tensors get their name, so that there are both files or none.
@@ -183,11 +213,7 @@ class Conversion {
   void write_torch(const fs::path& path, const Value& state, storage::IfExists if_exists,
                    const std::function<void(std::uint64_t)>& progress) const {
     const storage::FileTarget target = storage::resolve_target(io::real_system(), path);
-    CheckpointInfo info = file_.info().value_or(CheckpointInfo());
-    info.generation = info.parent = 0;                      // it is no checkpoint of a run any more
-    if (!options_.rename.empty()) info.optimizers.clear();  // they go by names
-    info.metadata = file_.metadata();
-    engine::sign(info);
+    const CheckpointInfo info = this->info();
     const format::Encoder encoder(state, info);
     target.folder->collect_debris_of(target.name);
     engine::write_file(*target.folder, target.name, encoder, if_exists, progress);

@@ -44,7 +44,8 @@ class DcpReader {
     const format::RanksRecord& record = *parts_->record();
     const std::vector<DcpItem>& items = parts_->metadata().items;
     contents_.info = record.info;
-    contents_.ranks = record.ranks;
+    contents_.info->ranks = record.ranks;
+    contents_.metadata = record.info.metadata;
     contents_.bytes = record.bytes;
     contents_.reads_in_place = true;
     std::unordered_map<std::string_view, const Value*> named;

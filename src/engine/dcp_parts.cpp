@@ -19,14 +19,20 @@ using format::DcpItem;
 // That of a run with long names for everything has a few KB.
 constexpr std::uint64_t kMaxRecord = std::uint64_t{64} << 20;
 
-std::optional<format::RanksRecord> read_record(FilePool& pool) {
+std::optional<format::RanksRecord> read_record(FilePool& pool, const fs::path& directory) {
   if (!pool.has(format::kRanksName)) return std::nullopt;
   const auto source = pool.source(format::kRanksName);
   if (source->size() > kMaxRecord)
     throw Error(ErrorCode::unsupported, fmt::format("{}: more than 64 MiB", source->name()));
   std::string text(source->size(), '\0');
   source->read(0, std::as_writable_bytes(std::span(text)));
-  return format::with_file_name(*source, [&] { return format::read_ranks_json(text); });
+  try {
+    format::RanksRecord record = format::read_ranks_json(text);
+    record.bytes += text.size();
+    return record;
+  } catch (const Error& error) {
+    throw Error(error.code(), fmt::format("{}/{}", directory.string(), error.what()));
+  }
 }
 
 format::DcpMetadata read_metadata(FilePool& pool, const fs::path& directory,
@@ -39,9 +45,8 @@ format::DcpMetadata read_metadata(FilePool& pool, const fs::path& directory,
   source->read(0, std::as_writable_bytes(std::span(pickle)));
   if (record && (pickle.size() != record->metadata_size ||
                  format::crc32(format::as_bytes(pickle)) != record->metadata_crc32))
-    throw Error(ErrorCode::corrupt,
-                fmt::format("{}: does not have the checksum that {} was written with it",
-                            source->name(), format::kRanksName));
+    throw Error(ErrorCode::corrupt, fmt::format("{}: does not have the checksum that {} has of it",
+                                                source->name(), format::kRanksName));
   try {
     return format::read_dcp_metadata(pickle);
   } catch (const Error& error) {
@@ -61,7 +66,7 @@ format::DcpMetadata read_metadata(FilePool& pool, const fs::path& directory,
 DcpParts::DcpParts(const fs::path& directory, const std::string& metadata)
     : name_(directory.string()),
       pool_(FilePool::open(directory)),
-      record_(read_record(*pool_)),
+      record_(read_record(*pool_, directory)),
       metadata_(read_metadata(*pool_, directory, metadata, record_)),
       files_(metadata_.files.size()) {}
 

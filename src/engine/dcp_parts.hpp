@@ -27,7 +27,8 @@ class DcpParts {
 
   const std::string& name() const { return name_; }
   const format::DcpMetadata& metadata() const { return metadata_; }
-  // What perdure says of a checkpoint that several ranks have saved; nothing of any other.
+  // What perdure says of a checkpoint that several ranks have saved, with the bytes of all files;
+  // nothing of any other.
   const std::optional<format::RanksRecord>& record() const { return record_; }
 
   struct Part {

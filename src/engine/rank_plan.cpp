@@ -8,6 +8,7 @@
 #include <unordered_set>
 
 #include "engine/flat_state.hpp"
+#include "engine/rank_view.hpp"
 #include "format/coding.hpp"
 #include "format/crc32.hpp"
 #include "format/safetensors_file.hpp"
@@ -95,9 +96,9 @@ class RankPlan::Builder {
     if (roles_.rank == 0)
       for (const FlatEntry* entry : values)
         add_value(entry->name, dcp_path(entry->path, state_), entry->value);
-    KeyPath path;
+    const auto is_shared = [this](const std::string& name) { return shared_names_.contains(name); };
     add_value(record_name(roles_.rank), {Value(kRanksKey), Value(std::to_string(roles_.rank))},
-              without_shared(state_, path));
+              without_shared(state_, is_shared, Traits::leave_out));
   }
 
  private:
@@ -218,55 +219,12 @@ class RankPlan::Builder {
     throw Error(error.code(), fmt::format("{}: {}", name, error.what()), error.errno_value());
   }
 
-  // The same tree; what is a piece somewhere is named in its place. What has none of these is the
-  // same value.
-  Value without_shared(const Value& value, KeyPath& path) {
-    if (value.kind() == Kind::tensor) {
-      std::string name = flat_name(path);
-      if (!shared_names_.contains(name)) return value;
-      return Value(Dict{{"__perdure__", kStandsForTensor}, {"name", std::move(name)}});
-    }
-    if (value.kind() == Kind::composite || (!value.is_mapping() && value.kind() != Kind::list))
-      return value;
-    const auto known = rebuilt_.find(value.identity());
-    if (known != rebuilt_.end()) return known->second;
-    Value out = value.is_mapping() ? rebuilt_dict(value, path) : rebuilt_list(value, path);
-    rebuilt_.emplace(value.identity(), out);
-    return out;
-  }
-  Value rebuilt_dict(const Value& value, KeyPath& path) {
-    const Dict& dict = value.as_dict();
-    Dict out(dict.kind());
-    out.set_attributes(dict.attributes());
-    bool same = true;
-    for (const auto& [key, item] : dict) {
-      path.push_back(key);
-      Value part = without_shared(item, path);
-      path.pop_back();
-      same = same && part.identity() == item.identity();
-      out.set(key, std::move(part));
-    }
-    return same ? value : Value(std::move(out));
-  }
-  Value rebuilt_list(const Value& value, KeyPath& path) {
-    Value::Items out;
-    bool same = true;
-    for (const Value& item : value.as_items()) {
-      path.emplace_back(out.size());
-      out.push_back(without_shared(item, path));
-      path.pop_back();
-      same = same && out.back().identity() == item.identity();
-    }
-    return same ? value : Value::list(std::move(out));
-  }
-
   RankPlan& plan_;
   const Value& state_;
   const RankRoles& roles_;
   const Items* last_;
   std::unordered_map<std::string, const Shard*> shards_;
   std::unordered_set<std::string> shared_names_;
-  std::unordered_map<const void*, Value> rebuilt_;
   std::map<
       std::tuple<const std::byte*, DType, std::vector<std::int64_t>, std::vector<std::int64_t>>,
       std::size_t>

@@ -25,9 +25,6 @@
 
 namespace perdure::engine {
 
-// In a record: stands for the tensor of that name, {"__perdure__": "tensor", "name": name}.
-inline constexpr const char* kStandsForTensor = "tensor";
-inline constexpr const char* kRanksKey = "ranks";
 std::string record_name(std::size_t rank);  // "ranks.3"
 
 // A box of a tensor, in the file of the rank that writes it.

@@ -8,6 +8,7 @@
 #include <unordered_map>
 #include <utility>
 
+#include "engine/rank_view.hpp"
 #include "format/coding.hpp"
 #include "format/crc32.hpp"
 #include "format/dcp_writer.hpp"
@@ -230,9 +231,10 @@ std::uint64_t RankSaver::commit(const SaveJob& job, const std::string& key,
   record.metadata_crc32 = format::crc32(format::as_bytes(metadata));
   record.bytes += metadata.size();
   write_text(directory.files(), ".metadata", metadata);
-  write_text(directory.files(), format::kRanksName, format::write_ranks_json(record));
+  const std::string text = format::write_ranks_json(record);
+  write_text(directory.files(), format::kRanksName, text);
   directory.commit();
-  return record.bytes;
+  return record.bytes + text.size();
 }
 
 std::string RankSaver::offer_of(const RankPlan& plan) {

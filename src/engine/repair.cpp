@@ -9,6 +9,7 @@
 #include "engine/salvage.hpp"
 #include "engine/save_file.hpp"
 #include "engine/structure.hpp"
+#include "format/contents.hpp"
 #include "storage/local_storage.hpp"
 
 namespace perdure {
@@ -76,6 +77,7 @@ RepairReport repair(const std::filesystem::path& file, const std::filesystem::pa
   const storage::FileTarget target = storage::resolve_target(io::real_system(), out);
   engine::Salvage found = salvage(file, options.like);
   if (!found.has_info) engine::sign(found.info);
+  if (!format::has_records_of(found.state, found.info.ranks)) found.info.ranks = 1;
   const format::Encoder encoder(found.state, found.info);
   target.folder->collect_debris_of(target.name);
   engine::write_file(*target.folder, target.name, encoder,

@@ -50,7 +50,7 @@ class Verifier {
       step();
     } catch (const Error& error) {
       if (error.code() != ErrorCode::corrupt) throw;
-      report_.findings.push_back({record, "", 0, error.what()});
+      report_.findings.push_back({record, tensors_[record], 0, error.what()});
       known_bad_[record] = true;
     }
   }
@@ -61,7 +61,7 @@ class Verifier {
     guarded("", [&] { zip.emplace(source_); });
     if (!zip) return;
     contents_.has_checksums = zip->has_checksums();
-    guarded(".perdure/checkpoint.json", [&] { zip->read_info(); });
+    guarded(".perdure/checkpoint.json", [&] { contents_.info = zip->read_info(); });
     guarded(".perdure/index", [&] { contents_.index = zip->read_index(); });
     guarded("data.pkl", [&] { read_structure(*zip); });
     check_packed(zip->packed());

@@ -82,6 +82,7 @@ CheckpointInfo read_fields(const Value& json) {
   if (json.contains("metadata"))
     for (const auto& [name, value] : object(json, "metadata"))
       info.metadata[name.as_string()] = read_string(value);
+  if (json.contains("ranks")) info.ranks = read_integer<std::size_t>(json, "ranks");
   return info;
 }
 
@@ -114,6 +115,7 @@ std::string write_checkpoint_json(const CheckpointInfo& info) {
             {"libraries", write_object(info.libraries, as_it_is)},
             {"optimizers", write_object(info.optimizers, write_optimizer)}};
   if (!info.metadata.empty()) json.set("metadata", write_object(info.metadata, as_it_is));
+  if (info.ranks != 1) json.set("ranks", info.ranks);
   return write_json(json, 1) + "\n";
 }
 

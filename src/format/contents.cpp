@@ -92,6 +92,18 @@ const std::shared_ptr<TensorStorage>& Contents::add_storage(CheckpointFile::Reco
   return made;
 }
 
+bool has_records_of(const Value& state, std::size_t ranks) {
+  if (ranks == 1) return true;
+  if (!state.contains("ranks") || !state["ranks"].is_mapping()) return false;
+  const Dict& records = state["ranks"].as_dict();
+  if (records.size() != ranks - 1) return false;
+  for (std::size_t rank = 1; rank < ranks; ++rank) {
+    const Value* record = records.find(Value(std::to_string(rank)));
+    if (record == nullptr || !record->is_mapping()) return false;
+  }
+  return true;
+}
+
 Format format_of(const Source& source) {
   const Beginning* known = beginning_of(source);
   return known == nullptr ? Format::unknown : known->format;

@@ -30,10 +30,9 @@ struct Contents {
   std::optional<CheckpointInfo> info;
   std::optional<BlockIndex> index;
 
-  // Of a checkpoint of several ranks: how many they were, the bytes of all files, and that a
-  // restore may write into live memory what it has yet to verify, because every piece has a
-  // checksum and damage makes it take another checkpoint.
-  std::size_t ranks = 1;
+  // Of a directory that several ranks have saved: the bytes of all files, and that a restore may
+  // write into live memory what it has yet to verify, because every piece has a checksum and damage
+  // makes it take another checkpoint.
   std::uint64_t bytes = 0;  // 0: those of the source
   bool reads_in_place = false;
 
@@ -75,6 +74,10 @@ struct Contents {
 // and not read, Error(corrupt) for what is no format at all, and each reader's own. `allow_opaque`
 // as in CheckpointFile::open.
 Contents read_contents(const Source& source, bool allow_opaque);
+
+// Whether `state` has what a checkpoint of so many ranks has: under "ranks", by "1", "2", ..., the
+// record of each but the first.
+bool has_records_of(const Value& state, std::size_t ranks);
 
 // By the first bytes alone: whether the rest holds what they promise, its reader finds out.
 enum class Format { torch_zip, torch_legacy, torch_tar, safetensors, unknown };

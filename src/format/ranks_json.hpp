@@ -14,7 +14,7 @@ inline constexpr const char* kRanksName = "perdure.json";
 struct RanksRecord {
   CheckpointInfo info;
   std::size_t ranks = 1;
-  std::uint64_t bytes = 0;  // of all files
+  std::uint64_t bytes = 0;  // of all other files
   std::uint64_t metadata_size = 0;
   std::uint32_t metadata_crc32 = 0;
 };

@@ -67,6 +67,12 @@ void read_structure(const ZipRecords& zip, bool allow_opaque, Contents& contents
   contents.places.clear();
   if (zip.is_torch_script()) return read_script_structure(zip, allow_opaque, contents);
   contents.value = read_pickle_record(zip, {}, allow_opaque, contents);
+  const std::size_t ranks = contents.info ? contents.info->ranks : 1;
+  if (!has_records_of(contents.value, ranks))
+    throw Error(ErrorCode::corrupt,
+                fmt::format("{}: .perdure/checkpoint.json says that {} ranks have saved it, and "
+                            "data.pkl has not the records of so many",
+                            zip.source().name(), ranks));
 }
 
 Value read_pickle_record(const ZipRecords& zip, const PickleOrigin& origin, bool allow_opaque,

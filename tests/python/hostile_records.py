@@ -47,6 +47,8 @@ def documents(base):
         cases[f"json-without-{name}"] = ("corrupt", without(name))
         for number, value in enumerate(values):
             cases[f"json-{name}-{number}"] = ("corrupt", having(**{name: value}))
+    for number, value in enumerate(["2", 1.5, -1, 0, 2, 2**64 - 1, 2**64, None, []]):  # a file of one process has none
+        cases[f"json-ranks-{number}"] = ("corrupt", having(ranks=value))
     text = base[NAME_JSON].decode()
     bad = {
         "empty": b"", "no-json": b"hello", "array": b"[]", "number": b"1", "null": b"null", "string": b'"a"',
