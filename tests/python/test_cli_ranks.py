@@ -11,6 +11,7 @@ import numpy
 import pytest
 import torch
 import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
 from ranks import run as run_ranks
 from test_cli import COULD_NOT_RUN, DAMAGED, GOOD, PERDURE, run
 
@@ -261,6 +262,10 @@ def test_a_file_of_one_process_is_split_exactly(tmp_path):
     assert isinstance(back["parameter"], torch.nn.Parameter)
     assert back["w"].data_ptr() == back["tied"].data_ptr()
     assert perdure.verify(tmp_path / "dir").state == "good"
+    into = {"w": torch.zeros(4, 6), "view": torch.zeros(2, 6), "ordered": {"3": torch.zeros(1)}, "5": None}
+    dcp.load(into, checkpoint_id=tmp_path / "dir")
+    assert torch.equal(into["w"], state["w"]) and torch.equal(into["view"], state["view"])
+    assert torch.equal(into["ordered"]["3"], torch.ones(1)) and into["5"] is True
 
 
 def test_a_name_of_ones_own_is_left_alone(tmp_path):
