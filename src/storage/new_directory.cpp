@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <linux/fs.h>
 
+#include <utility>
+
 #include "io/errors.hpp"
 
 namespace perdure::storage {
@@ -113,7 +115,10 @@ void NewDirectory::publish() {
 void NewDirectory::commit() {
   files_ = nullptr;
   publish();
+  // Where the sync fails, a power cut may bring the old one back: it stays, as debris.
+  const std::string old = std::exchange(temporary_, {});
   parent_->sync();
+  if (!old.empty()) remove_directory(*parent_, old);
 }
 
 }  // namespace perdure::storage

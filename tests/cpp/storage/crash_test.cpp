@@ -3,6 +3,7 @@
 
 #include "storage/crash_explorer.hpp"
 #include "storage/local_storage.hpp"
+#include "storage/new_directory.hpp"
 #include "storage/storage_access.hpp"
 
 namespace perdure::test {
@@ -134,6 +135,83 @@ TEST(CrashTest, ASetAsideFileHasExactlyOneOfTheTwoNames) {
       });
 }
 
+void put_directory(CrashingDisk& disk, const std::string& content) {
+  const auto run = LocalStorage::create_run(disk, "/runs/gpt");
+  storage::NewDirectory directory(disk, "/runs/gpt/step.dcp", IfExists::replace);
+  put(*run->open_directory(directory.temporary_name()), "one", content, IfExists::fail);
+  put(directory.files(), "two", content, IfExists::fail);
+  directory.commit();
+}
+// "mixed" where it is not whole.
+std::string read_directory(CrashingDisk& disk) {
+  const auto run = LocalStorage::create_run(disk, "/runs/gpt");
+  if (!listed(*run).contains("step.dcp")) return "absent";
+  const auto directory = run->open_directory("step.dcp");
+  if (listed(*directory).size() != 2) return "mixed";
+  const std::string one = get(*directory, "one");
+  return one == get(*directory, "two") ? one : "mixed";
+}
+
+void check_no_debris(CrashingDisk& disk) {
+  {
+    const auto run = LocalStorage::create_run(disk, "/runs/gpt");
+    run->lock();
+    run->collect_debris();
+  }
+  for (const std::string& name : names_in(disk, "/runs/gpt"))
+    EXPECT_TRUE(name == ".lock" || name == ".trash" || name == "step.dcp") << name;
+  if (const auto status = io::Directory::open(disk, "/runs/gpt").status(".trash"))
+    EXPECT_TRUE(names_in(disk, "/runs/gpt/.trash").empty());
+  EXPECT_EQ(disk.open_descriptors(), 0U);
+}
+
+TEST(CrashTest, ANewDirectoryIsWholeOrAbsent) {
+  int news = 0;
+  const auto states = explore(
+      "directory", nothing, [](CrashingDisk& disk) { put_directory(disk, kNew); },
+      [&](CrashingDisk& disk, bool acknowledged) {
+        const std::string content = read_directory(disk);
+        EXPECT_TRUE(content == kNew || (content == "absent" && !acknowledged)) << content;
+        news += content == kNew && !acknowledged;
+        check_no_debris(disk);
+        EXPECT_EQ(read_directory(disk), content);
+        put_directory(disk, kOld);
+        EXPECT_EQ(read_directory(disk), kOld);
+      });
+  EXPECT_GT(news, 0);
+  EXPECT_GT(states, 200U);
+}
+
+TEST(CrashTest, AReplacedDirectoryIsTheOldOneOrTheNewOne) {
+  int news = 0;
+  explore(
+      "exchange", [](CrashingDisk& disk) { put_directory(disk, kOld); },
+      [](CrashingDisk& disk) { put_directory(disk, kNew); },
+      [&](CrashingDisk& disk, bool acknowledged) {
+        const std::string content = read_directory(disk);
+        EXPECT_TRUE(content == kNew || (content == kOld && !acknowledged)) << content;
+        news += content == kNew && !acknowledged;
+        check_no_debris(disk);
+        EXPECT_EQ(read_directory(disk), content);
+      });
+  EXPECT_GT(news, 0);
+}
+
+TEST(CrashTest, ARemovedDirectoryIsWholeOrGone) {
+  int hidden = 0;
+  explore(
+      "rmdir", [](CrashingDisk& disk) { put_directory(disk, kOld); },
+      [](CrashingDisk& disk) { LocalStorage::create_run(disk, "/runs/gpt")->remove({"step.dcp"}); },
+      [&](CrashingDisk& disk, bool acknowledged) {
+        const std::string content = read_directory(disk);
+        EXPECT_TRUE(content == "absent" || (content == kOld && !acknowledged)) << content;
+        hidden += content == "absent" && !acknowledged;
+        check_no_debris(disk);
+        EXPECT_EQ(read_directory(disk), content);
+      });
+  EXPECT_GT(hidden, 0);
+}
+
 // The test can see: on disks whose fsync does nothing, for files or for directories, acknowledged
 // saves are lost.
 TEST(CrashTest, ADiskThatDoesNotSyncIsFoundOut) {
@@ -150,6 +228,48 @@ TEST(CrashTest, ADiskThatDoesNotSyncIsFoundOut) {
           lost += acknowledged && read_or_absent(disk, "a.pt") != kNew;
         });
     EXPECT_GT(lost, 0) << (of_files ? "files" : "directories");
+    lost = 0;
+    explore(
+        "lying-directory",
+        [&](CrashingDisk& disk) {
+          put_old(disk);
+          (of_files ? disk.ignores_sync_of_files : disk.ignores_sync_of_directories) = true;
+        },
+        [](CrashingDisk& disk) { put_directory(disk, kNew); },
+        [&](CrashingDisk& disk, bool acknowledged) {
+          lost += acknowledged && read_directory(disk) != kNew;
+        });
+    EXPECT_GT(lost, 0) << (of_files ? "files" : "directories");
+  }
+}
+
+TEST(CrashingDiskTest, ADirectoryIsRemovedAsLinuxDoes) {
+  CrashingDisk disk;
+  disk.mkdirat(AT_FDCWD, "/d", 0777);
+  disk.close(disk.openat(AT_FDCWD, "/d/a", O_CREAT | O_RDWR, 0600));
+  EXPECT_EQ(disk.unlinkat(AT_FDCWD, "/d"), -EISDIR);
+  EXPECT_EQ(disk.rmdirat(AT_FDCWD, "/d/a"), -ENOTDIR);
+  EXPECT_EQ(disk.rmdirat(AT_FDCWD, "/d"), -ENOTEMPTY);
+  EXPECT_EQ(disk.rmdirat(AT_FDCWD, "/e"), -ENOENT);
+  disk.unlinkat(AT_FDCWD, "/d/a");
+  EXPECT_EQ(disk.rmdirat(AT_FDCWD, "/d"), 0);
+  EXPECT_TRUE(names_in(disk, "/").empty());
+}
+
+// A file that is moved may be in both directories after a cut, or in none; a directory is in one.
+TEST(CrashingDiskTest, ADirectoryIsNeverInTwoPlaces) {
+  CrashingDisk disk;
+  for (const char* path : {"/from", "/to", "/from/d"}) disk.mkdirat(AT_FDCWD, path, 0777);
+  for (const char* path : {"/from", "/"}) {
+    const int fd = disk.openat(AT_FDCWD, path, O_RDONLY | O_DIRECTORY, 0);
+    disk.fsync(fd);
+    disk.close(fd);
+  }
+  disk.renameat2(AT_FDCWD, "/from/d", AT_FDCWD, "/to/d", 0);
+  for (const unsigned answer : {0U, 1U}) {
+    const auto after = disk.crash().restart([&](unsigned) { return answer; });
+    EXPECT_EQ(names_in(*after, "/from").size(), 1 - answer);
+    EXPECT_EQ(names_in(*after, "/to").size(), answer);
   }
 }
 

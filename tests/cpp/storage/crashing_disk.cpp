@@ -19,8 +19,11 @@ constexpr unsigned kLost = 0, kWhole = 1, kAnswersForOneSector = 2, kAnswersForM
 // Answers to "does the new size survive?": no; yes, with zeros; yes, with anything.
 constexpr unsigned kOldSize = 0, kAnything = 2, kAnswersForShrunk = 2, kAnswersForGrown = 3;
 
-void change_entries(std::map<std::string, ino_t>& entries, const DiskState::Change& change) {
-  for (const auto& [name, node] : change.entries) {
+using Names = std::map<std::string, ino_t> Inode::*;  // those that are seen, or durable
+
+void change_entries(DiskState& state, Names names, const DiskState::Change& change) {
+  for (const auto& [directory, name, node] : change) {
+    auto& entries = state.inodes.at(directory).*names;
     if (node != 0)
       entries[name] = node;
     else
@@ -73,8 +76,7 @@ void survive(Inode& inode, const Crash::Answer& answer) {
 std::unique_ptr<CrashingDisk> Crash::restart(const Answer& answer) const {
   DiskState after = state_;
   for (const DiskState::Change& change : after.changes)
-    if (answer(2) != kLost)
-      change_entries(after.inodes.at(change.directory).durable_entries, change);
+    if (answer(2) != kLost) change_entries(after, &Inode::durable_entries, change);
   after.changes.clear();
   std::vector<ino_t> reached{kRoot};
   for (std::size_t i = 0; i < reached.size(); ++i) {
@@ -148,7 +150,7 @@ int CrashingDisk::descriptor(std::shared_ptr<OpenFile> open) {
 }
 
 void CrashingDisk::change(DiskState::Change change) {
-  change_entries(state_.inodes.at(change.directory).entries, change);
+  change_entries(state_, &Inode::entries, change);
   state_.changes.push_back(std::move(change));
 }
 
@@ -158,7 +160,7 @@ ino_t CrashingDisk::create(ino_t parent, const std::string& name, bool directory
   Inode& node = state_.inodes[number];
   node.directory = directory;
   node.mode = mode;
-  change({parent, {{name, number}}});
+  change({{parent, name, number}});
   return number;
 }
 
@@ -229,8 +231,9 @@ int CrashingDisk::fsync(int fd) {
   node->writes.clear();
   const ino_t number = file(fd)->number;
   std::erase_if(state_.changes, [&](const DiskState::Change& pending) {
-    if (pending.directory != number) return false;
-    change_entries(node->durable_entries, pending);
+    if (std::ranges::find(pending, number, &DiskState::Entry::directory) == pending.end())
+      return false;
+    change_entries(state_, &Inode::durable_entries, pending);
     return true;
   });
   return 0;
@@ -278,20 +281,36 @@ int CrashingDisk::renameat2(int from_directory, const char* from, int to_directo
   if ((flags & RENAME_NOREPLACE) != 0 && entry(target, to_name) != 0) return -EEXIST;
   changing();
   const ino_t node = entry(source, from_name);
-  if (source == target) {
-    change({source, {{from_name, 0}, {to_name, node}}});
+  const ino_t other = entry(target, to_name);
+  if ((flags & RENAME_EXCHANGE) != 0 && other == 0) return -ENOENT;
+  const DiskState::Entry come{target, to_name, node};
+  const DiskState::Entry gone{source, from_name, (flags & RENAME_EXCHANGE) != 0 ? other : 0};
+  if (source == target || state_.inodes.at(node).directory) {
+    change({gone, come});
     return 0;
   }
-  change({target, {{to_name, node}}});
-  change({source, {{from_name, 0}}});
+  change({come});
+  change({gone});
   return 0;
 }
 
 int CrashingDisk::unlinkat(int directory, const char* path) {
   const auto [parent, name] = walk(directory, path);
   if (parent == 0 || entry(parent, name) == 0) return -ENOENT;
+  if (state_.inodes.at(entry(parent, name)).directory) return -EISDIR;
   changing();
-  change({parent, {{name, 0}}});
+  change({{parent, name, 0}});
+  return 0;
+}
+
+int CrashingDisk::rmdirat(int directory, const char* path) {
+  const auto [parent, name] = walk(directory, path);
+  if (parent == 0 || entry(parent, name) == 0) return -ENOENT;
+  const Inode& node = state_.inodes.at(entry(parent, name));
+  if (!node.directory) return -ENOTDIR;
+  if (!node.entries.empty()) return -ENOTEMPTY;
+  changing();
+  change({{parent, name, 0}});
   return 0;
 }
 

@@ -5,7 +5,9 @@
 // a directory the names in it, and neither the other. Of what was not synced, each of these
 // survives or is lost by itself, whatever the order was in which they were made:
 //
-//   - each change of a directory. A rename within one is one change; one across two is two;
+//   - each change of a directory. A rename within one is one change; one across two is two, but of
+//   a
+//     directory, which no file system lets have two names or none, one;
 //   - each write to a file, whole, not at all, or torn: some of its sectors of 512 bytes;
 //   - the size of a file. Where it grew and the bytes did not come, they are zeros or anything.
 //
@@ -44,11 +46,13 @@ struct DiskState {
     std::map<std::string, ino_t> entries;
     std::map<std::string, ino_t> durable_entries;
   };
-  // Entries of one directory that change together; 0: the name goes.
-  struct Change {
+  // Entries that change together; 0: the name goes. A sync of one of their directories is enough.
+  struct Entry {
     ino_t directory = 0;
-    std::vector<std::pair<std::string, ino_t>> entries;
+    std::string name;
+    ino_t node = 0;
   };
+  using Change = std::vector<Entry>;
 
   std::map<ino_t, Inode> inodes;
   std::vector<Change> changes;  // of directories, that no sync has covered yet, in order
@@ -100,6 +104,7 @@ class CrashingDisk : public io::System {
   int renameat2(int from_directory, const char* from, int to_directory, const char* to,
                 unsigned flags) override;
   int unlinkat(int directory, const char* name) override;
+  int rmdirat(int directory, const char* name) override;
   int mkdirat(int directory, const char* name, mode_t mode) override;
   int readlinkat(int directory, const char* name, std::string& target) override;
   int list(int directory, std::vector<std::string>& names) override;

@@ -196,6 +196,10 @@ class FaultySystem final : public io::System {
     if (const int e = fault(Call::unlinkat, false)) return e;
     return real().unlinkat(directory, name);
   }
+  int rmdirat(int directory, const char* name) override {  // of Linux, the same call
+    if (const int e = fault(Call::unlinkat, false)) return e;
+    return real().rmdirat(directory, name);
+  }
   int mkdirat(int directory, const char* name, mode_t mode) override {
     if (const int e = fault(Call::mkdirat, false)) return e;
     return real().mkdirat(directory, name, mode);

@@ -10,6 +10,7 @@
 #include <cstdint>
 
 #include "storage/faulty_system.hpp"
+#include "storage/new_directory.hpp"
 #include "storage/storage_access.hpp"
 #include "storage/storage_suite.hpp"
 #include "storage/temporary_directory.hpp"
@@ -196,12 +197,14 @@ TEST_F(LocalStorageTest, TheHolderOfTheLockCollectsAllDebris) {
   EXPECT_TRUE(fs::is_empty(directory / "run/.trash"));
 }
 
-TEST_F(LocalStorageTest, ListsRegularFilesOnly) {
+TEST_F(LocalStorageTest, ListsFilesAndDirectoriesAndNoLinks) {
   const auto storage = run_at(directory / "run");
   put(*storage, "a.pt", "abc");
   fs::create_directory(directory / "run/folder");
   fs::create_symlink("a.pt", directory / "run/latest");
-  EXPECT_EQ(listed(*storage), (std::map<std::string, std::uint64_t>{{"a.pt", 3}}));
+  fs::create_directory_symlink("folder", directory / "run/other");
+  EXPECT_EQ(listed(*storage), (std::map<std::string, std::uint64_t>{{"a.pt", 3}, {"folder", 0}}));
+  for (const auto& entry : storage->list()) EXPECT_EQ(entry.is_directory, entry.name == "folder");
   EXPECT_ERROR(io, "latest", storage->open("latest"));
 }
 
@@ -328,6 +331,82 @@ TEST_F(LocalStorageTest, SaysThatAFullDiskMayBeOutOfInodes) {
   const auto storage = LocalStorage::open_folder(system, directory.path());
   system.fail(Call::openat, 1, ENOSPC);
   EXPECT_ERROR(full, "df -i", put(*storage, "a.pt", "content"));
+}
+
+TEST_F(LocalStorageTest, DirectoriesAreListedRenamedAndRemovedWithAllThatIsInThem) {
+  const auto run = run_at(directory.path());
+  {
+    const auto made = run->create_directory("step.dcp");
+    put(made->files(), "a", "alpha");
+    EXPECT_TRUE(run->list().empty());
+    // Another process finds it under the name that it has meanwhile.
+    put(*run_at(directory.path())->open_directory(made->temporary_name()), "b", "beta");
+    made->commit();
+  }
+  ASSERT_EQ(run->list().size(), 1U);
+  EXPECT_TRUE(run->list()[0].is_directory);
+  EXPECT_EQ(get(*run->open_directory("step.dcp"), "b"), "beta");
+  EXPECT_ERROR(invalid, "exists already", run->create_directory("step.dcp"));
+  run->rename("step.dcp", "step.dcp.damaged");
+  fs::create_directory(directory / "other");
+  EXPECT_ERROR(invalid, "other", run->rename("step.dcp.damaged", "other"));
+  EXPECT_EQ(get(*run->open_directory("step.dcp.damaged"), "a"), "alpha");
+  fs::create_directories(directory / "step.dcp.damaged/by hand/deep");
+  run->remove({"step.dcp.damaged", "not there"});
+  EXPECT_EQ(directory.names(), (std::set<std::string>{".trash", "other"}));
+  EXPECT_TRUE(fs::is_empty(directory / ".trash"));
+}
+
+TEST_F(LocalStorageTest, ADirectoryIsOpenedOnlyWhereItStands) {
+  const auto run = run_at(directory / "run");
+  fs::create_directory(directory / "elsewhere");
+  fs::create_symlink("../elsewhere", directory / "run/link");
+  TemporaryDirectory::write(directory / "run/file", "x");
+  EXPECT_ERROR(io, "link", run->open_directory("link"));
+  EXPECT_ERROR(io, "file", run->open_directory("file"));
+  EXPECT_ERROR(not_found, "no such directory", run->open_directory("none"));
+  EXPECT_FALSE(fs::exists(directory / "run/none"));
+  for (const char* name : {"", ".", "..", "a/b", "../elsewhere"}) {
+    EXPECT_ERROR(invalid, "not a file name", run->open_directory(name));
+    EXPECT_ERROR(invalid, "not a file name", run->create_directory(name));
+  }
+}
+
+TEST_F(LocalStorageTest, NoLinkIsFollowedWhereDirectoriesAreRemoved) {
+  const auto run = run_at(directory / "run");
+  fs::create_directories(directory / "elsewhere/below");
+  TemporaryDirectory::write(directory / "elsewhere/precious", "x");
+  fs::create_directories(directory / "run/step.dcp");
+  fs::create_directory_symlink("../../elsewhere", directory / "run/step.dcp/link");
+  fs::create_directory_symlink("../elsewhere", directory / "run/itself");
+  run->remove({"step.dcp", "itself"});
+  fs::create_directory_symlink("../../elsewhere", directory / "run/.trash/x.0123456789abcdef");
+  fs::create_directory_symlink("../elsewhere", directory / "run/.s.dcp.12-0123456789abcdef.tmp.d");
+  run->lock();
+  run->collect_debris();
+  EXPECT_EQ(TemporaryDirectory::content(directory / "elsewhere/precious"), "x");
+  EXPECT_TRUE(fs::exists(directory / "elsewhere/below"));
+  EXPECT_TRUE(fs::is_empty(directory / "run/.trash"));
+}
+
+TEST_F(LocalStorageTest, DebrisOfDirectoriesIsCollectedUnlessItsWriterLives) {
+  const auto run = run_at(directory.path());
+  const auto living = run->create_directory("step-2.dcp");
+  put(living->files(), "a", "alpha");
+  const std::string dead = ".step-1.dcp.12-0123456789abcdef.tmp";
+  TemporaryDirectory::write(directory / dead, "");
+  fs::create_directories(directory / (dead + ".d/deep"));
+  TemporaryDirectory::write(directory / (dead + ".d/deep/data"), "x");
+  fs::create_directories(directory / ".trash/step-0.dcp.0123456789abcdef");
+  TemporaryDirectory::write(directory / ".trash/step-0.dcp.0123456789abcdef/data", "x");
+  run->lock();
+  const auto names = run->collect_debris();
+  for (const char* name : {"step-0.dcp", "step-1.dcp", "step-2.dcp"})
+    EXPECT_NE(std::ranges::find(names, name), names.end()) << name;
+  EXPECT_TRUE(fs::is_empty(directory / ".trash"));
+  EXPECT_EQ(directory.names().size(), 4U);  // the lock, the trash, and the living one's two
+  living->commit();
+  EXPECT_EQ(get(*run->open_directory("step-2.dcp"), "a"), "alpha");
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "expect_error.hpp"
 #include "format/coding.hpp"
+#include "storage/faulty_system.hpp"
 #include "storage/temporary_directory.hpp"
 
 namespace perdure::test {
@@ -105,6 +106,26 @@ TEST_F(NewDirectoryTest, RemovesWhatDeadWritersLeft) {
   const std::size_t before = entries_in(folder.path());
   NewDirectory(io::real_system(), path, IfExists::fail);
   EXPECT_EQ(entries_in(folder.path()), before);
+}
+
+// A power cut may bring the old one back: it stays, until the next save finds that out.
+TEST_F(NewDirectoryTest, WhereTheLastSyncFailsTheOldOneStaysAsDebris) {
+  fs::create_directory(path);
+  std::ofstream(path / "old") << "old";
+  FaultySystem system;
+  {
+    NewDirectory directory(system, path, IfExists::replace);
+    write(directory, "a", "alpha");
+    system.fail(Call::fsync, 1, EIO);
+    EXPECT_ERROR(io, "", directory.commit());
+  }
+  EXPECT_EQ(text_of(path / "a"), "alpha");
+  std::string left;
+  for (const auto& entry : fs::directory_iterator(folder.path()))
+    if (entry.path() != path) left = entry.path();
+  EXPECT_EQ(text_of(fs::path(left) / "old"), "old");
+  NewDirectory(io::real_system(), path, IfExists::replace);
+  EXPECT_EQ(entries_in(folder.path()), 1u);
 }
 
 }  // namespace
