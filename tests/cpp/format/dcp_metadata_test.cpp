@@ -43,6 +43,62 @@ TEST(DcpMetadata, IsReadAsItWasWritten) {
   EXPECT_EQ(read.items[2].chunks[0].place.file, 1u);
 }
 
+// As several ranks have it: boxes of one tensor in several files, in any order.
+TEST(DcpMetadata, ATensorMayLieInManyChunks) {
+  DcpMetadata metadata;
+  for (int rank = 0; rank < 300; ++rank)
+    metadata.files.push_back("__" + std::to_string(rank) + "_0.distcp");
+  DcpItem rows{"m.rows", {"m", "rows"}, true, DType::float32, {300, 5}, {}};
+  for (std::size_t i = 0; i < 300; ++i) {
+    const std::size_t row = i * 7 % 300;
+    rows.chunks.push_back({{static_cast<std::int64_t>(row), 0}, {1, 5}, {row, 64 * i, 1000 + i}});
+  }
+  DcpItem mesh{"m.mesh", {"m", "mesh"}, true, DType::int8, {4, 6, 2}, {}};
+  for (std::int64_t i = 0; i < 2; ++i)
+    for (std::int64_t j = 0; j < 3; ++j)
+      mesh.chunks.push_back(
+          {{2 * i, 2 * j, 0}, {2, 2, 2}, {static_cast<std::size_t>(3 * i + j), 1u << 20, 1234}});
+  const DcpItem scalar{"m.scalar", {"m", "scalar"},      true, DType::float64,
+                       {},         {{{}, {}, {1, 0, 9}}}};
+  const DcpItem empty{"m.empty",      {"m", "empty"}, true,
+                      DType::float64, {0, 3},         {{{0, 0}, {0, 3}, {2, 0, 9}}}};
+  metadata.items = {rows, mesh, scalar, empty};
+  const DcpMetadata read = read_dcp_metadata(write_dcp_metadata(metadata));
+  ASSERT_EQ(read.items.size(), 4u);
+  for (std::size_t item = 0; item < 3; ++item) {
+    EXPECT_EQ(read.items[item].shape, metadata.items[item].shape);
+    EXPECT_EQ(read.items[item].dtype, metadata.items[item].dtype);
+    ASSERT_EQ(read.items[item].chunks.size(), metadata.items[item].chunks.size());
+    for (std::size_t i = 0; i < metadata.items[item].chunks.size(); ++i) {
+      const DcpChunk& was = metadata.items[item].chunks[i];
+      const DcpChunk& is = read.items[item].chunks[i];
+      EXPECT_EQ(is.offsets, was.offsets);
+      EXPECT_EQ(is.sizes, was.sizes);
+      EXPECT_EQ(read.files[is.place.file], metadata.files[was.place.file]);
+      EXPECT_EQ(is.place.offset, was.place.offset);
+      EXPECT_EQ(is.place.length, was.place.length);
+    }
+  }
+  EXPECT_EQ(read.items[3].shape, (std::vector<std::int64_t>{0, 3}));
+}
+
+TEST(DcpMetadata, RefusesChunksThatAreNotTheTensor) {
+  const auto refused = [](const std::string& part, std::vector<DcpChunk> chunks) {
+    DcpMetadata metadata;
+    metadata.files = {"a"};
+    metadata.items = {{"w", {"w"}, true, DType::float32, {4, 4}, std::move(chunks)}};
+    EXPECT_ERROR(corrupt, part, read_dcp_metadata(write_dcp_metadata(metadata)));
+  };
+  const DcpChunk upper{{0, 0}, {2, 4}, {0, 0, 99}}, lower{{2, 0}, {2, 4}, {0, 128, 99}};
+  refused("'w'", {upper});
+  refused("'w'", {upper, upper});
+  refused("'w'", {upper, lower, {{1, 1}, {1, 1}, {0, 256, 99}}});
+  refused("'w'", {upper, {{3, 0}, {2, 4}, {0, 128, 99}}});
+  refused("'w'", {upper, {{1, 0}, {2, 4}, {0, 128, 99}}});
+  refused("'w'", {upper, {{2}, {2}, {0, 128, 99}}});
+  refused(".metadata", {upper, {{-2, 0}, {2, 4}, {0, 128, 99}}});
+}
+
 TEST(DcpMetadata, NoCutPickleIsTaken) {
   const std::string whole = write_dcp_metadata(sample());
   for (std::size_t size = 0; size < whole.size(); ++size) {
