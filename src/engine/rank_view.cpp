@@ -152,7 +152,7 @@ Value rank_view(const Value& value, std::size_t ranks, std::size_t rank) {
       return found == tensors.end() ? nullptr : &found->second;
     });
   }
-  if (!shared.contains(kRng)) return shared;
+  if (!shared.contains(kRng) || !shared[kRng].is_mapping()) return shared;
   Value out = without(shared, kRng);
   out.as_dict().set(Value(kRng), Value(Dict{}));
   return out;
