@@ -102,6 +102,13 @@ class RankPlan::Builder {
   }
 
  private:
+  using View =
+      std::tuple<const std::byte*, DType, std::vector<std::int64_t>, std::vector<std::int64_t>>;
+  static View view_of(const Tensor& tensor) {
+    return {tensor.storage->data + tensor.byte_range().first, tensor.dtype, tensor.shape,
+            tensor.strides};
+  }
+
   // False where it is a value of this rank's own.
   bool take_tensor(const FlatEntry& entry) {
     if (entry.value.kind() != Kind::tensor) return false;
@@ -154,7 +161,7 @@ class RankPlan::Builder {
     const auto rows = tensor.shape.empty() ? 0 : static_cast<std::uint64_t>(tensor.shape[0]);
     if (replicas == 1) return add_piece(name, tensor, shape, std::move(offsets));
     if (bytes < kWorthAPart * replicas || rows < replicas || !is_contiguous(tensor)) {
-      if (format::crc32(format::as_bytes(name)) % replicas == replica)
+      if (format::crc32(format::as_bytes(first_name(name, tensor))) % replicas == replica)
         add_piece(name, tensor, shape, std::move(offsets));
       return;
     }
@@ -167,6 +174,14 @@ class RankPlan::Builder {
     add_piece(name, std::move(part), shape, std::move(offsets));
   }
 
+  // Of those that are the same view of the same memory, and so by the same rank. Which these are,
+  // is the same on all ranks.
+  const std::string& first_name(const std::string& name, const Tensor& tensor) {
+    const auto [begin, end] = tensor.byte_range();
+    if (begin == end) return name;
+    return names_.try_emplace(view_of(tensor), name).first->second;
+  }
+
   // Tensors that are the same view of the same memory are written once.
   void add_piece(const std::string& name, Tensor tensor, const std::vector<std::int64_t>& shape,
                  std::vector<std::int64_t> offsets) {
@@ -174,8 +189,7 @@ class RankPlan::Builder {
     const auto [begin, end] = tensor.byte_range();
     const std::byte* data = begin == end ? nullptr : tensor.storage->data + begin;
     if (data != nullptr) {
-      const auto known =
-          written_.try_emplace({data, tensor.dtype, tensor.shape, tensor.strides}, pieces().size());
+      const auto known = written_.try_emplace(view_of(tensor), pieces().size());
       if (!known.second) {
         piece.place = pieces()[known.first->second].place;
         pieces().push_back(std::move(piece));
@@ -225,10 +239,8 @@ class RankPlan::Builder {
   const Items* last_;
   std::unordered_map<std::string, const Shard*> shards_;
   std::unordered_set<std::string> shared_names_;
-  std::map<
-      std::tuple<const std::byte*, DType, std::vector<std::int64_t>, std::vector<std::int64_t>>,
-      std::size_t>
-      written_;
+  std::map<View, std::size_t> written_;
+  std::map<View, std::string> names_;
   std::uint64_t end_ = 0;
 };
 

@@ -32,7 +32,7 @@ Value saved_by_three() {
 TEST(RankViewTest, GivesEachWhatItHasSaved) {
   const Value all = saved_by_three();
   for (std::size_t rank = 0; rank < 3; ++rank) {
-    const Value view = rank_view(all, rank);
+    const Value view = rank_view(all, 3, rank);
     EXPECT_FALSE(view.contains("ranks"));
     EXPECT_EQ(view["position"].as_int(), static_cast<std::int64_t>(rank));
     EXPECT_EQ(view["rng"]["toy"].as_int(), 100 + static_cast<std::int64_t>(rank));
@@ -43,32 +43,32 @@ TEST(RankViewTest, GivesEachWhatItHasSaved) {
 }
 
 TEST(RankViewTest, GivesOneThatWasNotThereWhatRank0HasWithoutItsRandomNumbers) {
-  const Value view = rank_view(saved_by_three(), 3);
+  const Value view = rank_view(saved_by_three(), 3, 3);
   EXPECT_EQ(view["position"].as_int(), 0);
   EXPECT_TRUE(view["rng"].as_dict().empty());
   EXPECT_EQ(view["model"]["w"].kind(), Kind::tensor);
-  EXPECT_FALSE(rank_view(Dict{{"ranks", Dict{}}, {"a", 1}}, 5).contains("rng"));
+  EXPECT_FALSE(rank_view(Dict{{"ranks", Dict{}}, {"a", 1}}, 2, 5).contains("rng"));
 }
 
 TEST(RankViewTest, OfAFileOfOneProcessOnlyRank0TakesTheRandomNumbers) {
   const Value state = Dict{{"a", 1}, {"rng", Dict{{"toy", 1}}}};
-  EXPECT_EQ(rank_view(state, 0)["rng"]["toy"].as_int(), 1);
-  EXPECT_EQ(rank_view(state, 3)["a"].as_int(), 1);
-  EXPECT_TRUE(rank_view(state, 3)["rng"].as_dict().empty());
+  EXPECT_EQ(rank_view(state, 1, 0)["rng"]["toy"].as_int(), 1);
+  EXPECT_EQ(rank_view(state, 1, 3)["a"].as_int(), 1);
+  EXPECT_TRUE(rank_view(state, 1, 3)["rng"].as_dict().empty());
   EXPECT_EQ(state["rng"].as_dict().size(), 1U);
 }
 
 TEST(RankViewTest, LeavesAloneWhatIsNotPerdures) {
-  EXPECT_EQ(rank_view(Value(3), 1).as_int(), 3);
+  EXPECT_EQ(rank_view(Value(3), 1, 1).as_int(), 3);
   for (const Value& state : {Value(Dict{{"ranks", 4}}), Value(Dict{{"rng", 4}})})
-    EXPECT_EQ(rank_view(state, 1).identity(), state.identity());
+    EXPECT_EQ(rank_view(state, 1, 1).identity(), state.identity());
 }
 
 TEST(RankViewTest, ARecordThatNamesWhatIsNotThereIsDamage) {
   const Value value =
       Dict{{"ranks", Dict{{"1", Dict{{"model", Dict{{"w", stands_for("model.other")}}}}}}},
            {"model", Dict{{"w", owned({1})}}}};
-  EXPECT_ERROR(corrupt, "model.other", rank_view(value, 1));
+  EXPECT_ERROR(corrupt, "model.other", rank_view(value, 2, 1));
 }
 
 TEST(WithSharedTest, FillsInWhereverANameStands) {
