@@ -184,9 +184,13 @@ std::uint64_t RankSaver::follow(SaveJob& job, const std::string& key) {
   try {
     const auto files = run_.open_directory(folder);
     job.write(*files, file_of(talk_.rank()), [this] { talk_.show_life(); });
-    talk_.tell(own_key, "+" + offer_of(plan_of(job)));
+    const std::string offer = offer_of(plan_of(job));
+    told_.clear();  // until the end: where the save fails, nobody knows what rank 0 has heard
+    talk_.tell(own_key, "+" + offer);
   } catch (...) {
     talk_.tell(own_key, "-" + message_of(std::current_exception()));
+    // Where the save has failed before, the directory is gone: what failed first is the reason.
+    if (talk_.has(key + "/end")) talk_.led(key + "/end", {});
     throw;
   }
   const std::string bytes = talk_.led(key + "/end", {});
@@ -208,10 +212,12 @@ std::uint64_t RankSaver::lead(SaveJob& job, const std::string& key, const std::s
       return std::to_string(commit(job, key, *directory));
     });
   } catch (...) {
+    talk_.forget_later(key + "/folder");
     talk_.forget_later(key + "/end");
     throw;
   }
   last_ = key;
+  talk_.all_have_told();
   talk_.forget(key + "/folder");
   talk_.forget_later(key + "/end");
   return std::stoull(bytes);

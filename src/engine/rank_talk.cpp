@@ -111,7 +111,7 @@ std::string RankTalk::hear(const std::string& key, std::size_t from) {
   Clock::time_point alive = Clock::now(), looked = alive;
   std::string life;
   for (microseconds pause = kFirstLook; !has(key); pause = std::min(pause * 2, kLastLook)) {
-    show_life();
+    if (leads()) show_life();
     const auto now = Clock::now();
     if (now - looked > timeout_ / kSigns && has(life_of(from))) {
       looked = now;
@@ -132,12 +132,17 @@ std::string RankTalk::hear(const std::string& key, std::size_t from) {
 }
 
 void RankTalk::forget_later(const std::string& key) {
-  std::string over;
+  const std::lock_guard guard(mutex_);
+  over_.push_back(key);
+}
+
+void RankTalk::all_have_told() {
+  std::vector<std::string> over;
   {
     const std::lock_guard guard(mutex_);
-    over = std::exchange(last_led_, key);
+    over = std::exchange(over_, {});
   }
-  if (!over.empty()) forget(over);
+  for (const std::string& key : over) forget(key);
 }
 
 std::string RankTalk::led(const std::string& key, const std::function<std::string()>& lead) {
@@ -175,6 +180,7 @@ void RankTalk::agree(const std::string& key, const std::exception_ptr& mine) {
     tell(own_key(rank()), message_of(mine));
     all = error_in(hear(end, 0), 0);
   } else {
+    bool all_told = true;
     for (std::size_t from = 1; from < size(); ++from) {
       std::exception_ptr theirs;
       try {
@@ -182,9 +188,11 @@ void RankTalk::agree(const std::string& key, const std::exception_ptr& mine) {
         forget(own_key(from));
       } catch (...) {
         theirs = std::current_exception();
+        all_told = false;
       }
       if (!all || (is_worse(theirs) && !is_worse(all))) all = theirs;
     }
+    if (all_told) all_have_told();
     tell(end, message_of(all));
     forget_later(end);
   }

@@ -1,6 +1,7 @@
 // What the ranks of a run tell each other, over their store of messages (perdure/ranks.hpp). Nobody
 // waits without an end: who waits for a rank that shows no sign of life for rank_timeout gets
-// Error(io) that names it. A rank shows life while it waits, and while it writes.
+// Error(io) that names it. A rank shows life while it writes, and rank 0 while it waits; the others
+// wait for rank 0 alone, and show none, so that it finds out where it waits for them meanwhile.
 //
 // Rank 0 leads: what is decided, it decides, and tells the others.
 #pragma once
@@ -13,6 +14,7 @@
 #include <perdure/error.hpp>
 #include <perdure/ranks.hpp>
 #include <string>
+#include <vector>
 
 namespace perdure::engine {
 
@@ -41,8 +43,10 @@ class RankTalk {
   // Whether all went well: where `mine` or that of another rank is an error, every rank gets one.
   // Error(corrupt) only where it is nothing worse anywhere.
   void agree(const std::string& key, const std::exception_ptr& mine);
-  // Of rank 0, that all will have heard it when they have told what comes next: then.
+  // Of rank 0. All will have heard it when they have told what comes next;
   void forget_later(const std::string& key);
+  // and now all have.
+  void all_have_told();
 
  private:
   std::shared_ptr<Ranks> ranks_;
@@ -51,7 +55,7 @@ class RankTalk {
   std::mutex mutex_;  // of what follows
   std::chrono::steady_clock::time_point shown_{};
   std::uint64_t life_ = 0;
-  std::string last_led_;  // all have heard it once they have told what comes next
+  std::vector<std::string> over_;  // what all have heard once they have told what comes next
 };
 
 // An error as a message, and back: "" is none.
