@@ -87,6 +87,7 @@ struct CheckpointManager::Parts {
   // manager_restore.cpp
   std::optional<Checkpoint> restore_newest(const Take& take);
   std::optional<Checkpoint> restore_newest_of_ranks(const Take& take);
+  std::string candidate(const std::function<std::string()>& lead);
   // Takes a file that all ranks take; where one fails, all do.
   Checkpoint take_together(const std::string& name, const Take& take);
   engine::FoundCheckpoint found_of(const std::string& name) const;
@@ -123,7 +124,7 @@ struct CheckpointManager::Parts {
   // Of the ranks: all of the thread that trains, but for the saver.
   engine::RankPlan::Items rank_items;
   std::optional<engine::RankSaver> saver;
-  std::uint64_t restores = 0, decisions = 0, ways = 0;
+  std::uint64_t candidates = 0, restores = 0, decisions = 0, ways = 0;
   bool told_of_signal = false;
   bool begun = false;                   // a save has been handed to the writer
   bool was_due = false;                 // since the last decision

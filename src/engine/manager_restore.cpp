@@ -119,26 +119,30 @@ void CheckpointManager::Parts::require_none_set_aside() const {
                     directory.string(), fmt::join(aside, ", ")));
 }
 
-// The newest that is whole for every rank. Rank 0 says which one is tried.
+// The newest that is whole for every rank. Rank 0 says which one is tried, and sets aside what
+// turned out damaged: where it cannot, the others hear of that, too.
 std::optional<Checkpoint> CheckpointManager::Parts::restore_newest_of_ranks(const Take& take) {
+  std::string name, damage;
   for (;;) {
-    const std::string name = talk->led(fmt::format("candidate/{}", restores), [&]() -> std::string {
+    name = candidate([&]() -> std::string {
+      if (!name.empty()) tell_set_aside(found_of(name), damage);
       const auto all = run.find_all();
       if (!all.empty()) return all.front().name;
       require_none_set_aside();
       return "";
     });
-    if (name.empty()) {
-      ++restores;
-      return std::nullopt;
-    }
+    if (name.empty()) return std::nullopt;
     try {
       return take_together(name, take);
     } catch (const Error& error) {
       if (error.code() != ErrorCode::corrupt) throw;
-      if (talk->leads()) tell_set_aside(found_of(name), error.what());
+      damage = error.what();
     }
   }
+}
+
+std::string CheckpointManager::Parts::candidate(const std::function<std::string()>& lead) {
+  return talk->led(fmt::format("candidate/{}", candidates++), lead);
 }
 
 engine::FoundCheckpoint CheckpointManager::Parts::found_of(const std::string& name) const {
@@ -212,10 +216,7 @@ void CheckpointManager::Parts::take(const Take& take, const CheckpointFile& file
 }
 
 Checkpoint CheckpointManager::Parts::restore_step(std::int64_t step, const Take& take) {
-  if (talk)
-    return take_together(
-        talk->led(fmt::format("candidate/{}", restores), [&] { return find_step(step).name; }),
-        take);
+  if (talk) return take_together(candidate([&] { return find_step(step).name; }), take);
   const engine::FoundCheckpoint found = find_step(step);
   const CheckpointFile file = open(found);
   this->take(take, file);
