@@ -34,11 +34,12 @@ bool CheckpointManager::should_save(std::int64_t step) {
     throw Error(ErrorCode::invalid,
                 "should_save has nothing to go by: give the manager save_every, overhead or "
                 "save_on_signal");
-  return parts_->talk ? parts_->decide_together(step) : parts_->decide(step);
+  if (parts_->talk) return parts_->decide_together(step);
+  parts_->notice();
+  return parts_->decide(step);
 }
 
 bool CheckpointManager::Parts::decide(std::int64_t step) {
-  notice();
   const bool due = schedule.due(step, engine::SaveSchedule::Clock::now(), !writer.idle());
   if (const auto interval = schedule.take_news()) {
     history.interval_picked(*interval, schedule.cost());
@@ -62,7 +63,10 @@ bool CheckpointManager::Parts::decide_together(std::int64_t step) {
     talk->tell("signal", std::to_string(io::SignalWatch::caught()->signal));
   }
   const bool decides = !horizon || step >= *horizon || schedule.due_by_steps(step);
-  if (talk->leads() && decides) hear_of_signals();
+  if (talk->leads() && decides) {  // not in between: the others do not know of it then
+    notice();
+    hear_of_signals();
+  }
   if (talk->leads()) was_due = decide(step) || was_due;
   if (!decides) return false;
   const std::uint64_t number = decisions++;
