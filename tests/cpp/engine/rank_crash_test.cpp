@@ -225,7 +225,7 @@ TEST(RankCrashTest, ARunThatGoesOnAndPrunesIsNeverOlderThanAcknowledged) {
 }
 
 TEST(RankCrashTest, ACutWhileItStartsAgainLosesNothing) {
-  EXPECT_GT(explore("ranks-again", 2, 2, {3}, 2), 100U);
+  EXPECT_GT(explore("ranks-again", 1, 1, {2}, 2), 100U);
 }
 
 // The test can see.
