@@ -70,8 +70,8 @@ engine::RankRoles roles_of(const TrainingState& state) {
 SaveHandle CheckpointManager::save(const TrainingState& state, const Metrics& metrics) {
   const auto begin = engine::SaveJob::Clock::now();
   const auto call = parts_->enter();
-  if (!parts_->make_way(state.step)) return skipped();
   try {
+    if (!parts_->make_way(state.step)) return skipped();
     Value tree(state.state_dict());
     engine::StepWatch watch;
     if (parts_->options.capture == Capture::overlapped) watch = engine::StepWatch(state, tree);
@@ -86,8 +86,8 @@ SaveHandle CheckpointManager::save(const TrainingState& state, const Metrics& me
 SaveHandle CheckpointManager::save(const Value& state, CheckpointInfo info) {
   const auto begin = engine::SaveJob::Clock::now();
   const auto call = parts_->enter();
-  if (!parts_->make_way(info.step)) return skipped();
   try {
+    if (!parts_->make_way(info.step)) return skipped();
     return parts_->save(state, std::move(info), {}, {}, begin);
   } catch (...) {
     parts_->refuse_save(std::current_exception());
