@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "engine/file_pool.hpp"
+#include "format/ranks_json.hpp"
 #include "format/utf8.hpp"
 
 namespace perdure::engine {
@@ -33,9 +35,23 @@ Checkpoint describe(const storage::Storage& storage, const FoundCheckpoint& foun
 
 CheckpointFile open_checkpoint(const storage::Storage& storage, const FoundCheckpoint& found,
                                bool allow_opaque) {
-  if (found.number.of_ranks)
-    return CheckpointFile::open(storage.describe(found.name), allow_opaque);
-  return CheckpointFile::open(storage.open(found.name), allow_opaque);
+  if (!found.number.of_ranks) return CheckpointFile::open(storage.open(found.name), allow_opaque);
+  // It has appeared with all its files: while it is there, what is missing in it is damage.
+  const std::string path = storage.describe(found.name);
+  std::string missing;
+  try {
+    const auto files = FilePool::open(path);
+    for (const char* name : {".metadata", format::kRanksName})
+      if (!files->has(name)) missing = fmt::format("'{}' is missing", files->path_of(name));
+    if (missing.empty()) return CheckpointFile::open(path, allow_opaque);
+  } catch (const Error& error) {
+    if (error.code() != ErrorCode::not_found) throw;
+    missing = error.what();
+  }
+  const auto entries = storage.list();
+  const bool is_there =
+      std::ranges::any_of(entries, [&](const auto& entry) { return entry.name == found.name; });
+  throw Error(is_there ? ErrorCode::corrupt : ErrorCode::not_found, missing);
 }
 
 void RunDirectory::scan() {
