@@ -1,5 +1,6 @@
 """The ranks of a process group, for a CheckpointManager."""
 
+import collections
 import itertools
 
 import torch
@@ -7,7 +8,8 @@ import torch
 from . import _core
 from .errors import InvalidError, InvalidTypeError
 
-_uses = itertools.count()  # managers are made in the same order on all ranks
+# Of each group, whose ranks make their managers in the same order.
+_uses = collections.defaultdict(itertools.count)
 
 
 def ranks_of(group) -> _core.Ranks | None:
@@ -29,7 +31,8 @@ def ranks_of(group) -> _core.Ranks | None:
     rank, size = torch.distributed.get_rank(group), torch.distributed.get_world_size(group)
     if rank < 0:
         raise InvalidError("this process is not in process_group; make the manager only where it is")
-    store = c10d.PrefixStore(f"perdure/{group.group_name}/{next(_uses)}", _own_connection(c10d._get_default_store()))
+    name = group.group_name
+    store = c10d.PrefixStore(f"perdure/{name}/{next(_uses[name])}", _own_connection(c10d._get_default_store()))
     return _core.ranks_from(store, rank, size)
 
 
