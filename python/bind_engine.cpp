@@ -140,7 +140,14 @@ void add_entry(TrainingState& state, std::string name, Role role, std::function<
   TrainingState::Entry entry;
   entry.name = std::move(name);
   entry.role = role;
-  entry.state_dict = std::move(state_dict);
+  entry.state_dict = [state_dict = std::move(state_dict)] {
+    nb::gil_scoped_acquire gil;
+    try {
+      return state_dict();
+    } catch (nb::python_error& raised) {
+      rethrow_from_callback(raised);
+    }
+  };
   entry.load_state_dict = std::move(load_state_dict);
   entry.check = entry_check(std::move(check));
   if (parameters) entry.parameters = [parameters] { return from_python(parameters()); };
@@ -331,8 +338,6 @@ std::optional<double> interval_of(const CheckpointManager& manager) {
   return interval ? std::optional(interval->count()) : std::nullopt;
 }
 
-// A damaged file that Python's `take` came upon must reach the core as damage, or it would not fall
-// back.
 std::optional<Checkpoint> restore(CheckpointManager& manager, std::optional<std::int64_t> step,
                                   const std::optional<std::filesystem::path>& path,
                                   nb::callable take) {

@@ -12,9 +12,26 @@ namespace {
 
 nb::module_ errors_module() { return nb::module_::import_("perdure.errors"); }
 
+// A perdure.Error as the core knows it. Who has called the core gets the exception itself.
+struct RaisedInPython : Error {
+  RaisedInPython(ErrorCode code, const std::string& text, const nb::python_error& python)
+      : Error(code, text), raised(python) {}
+  nb::python_error raised;
+};
+
+ErrorCode code_named(const std::string& name) {
+  for (const ErrorCode code :
+       {ErrorCode::corrupt, ErrorCode::not_found, ErrorCode::invalid, ErrorCode::unsupported,
+        ErrorCode::cancelled, ErrorCode::full, ErrorCode::locked})
+    if (name == error_code_name(code)) return code;
+  return ErrorCode::io;
+}
+
 void translate(const std::exception_ptr& thrown, void*) {
   try {
     std::rethrow_exception(thrown);
+  } catch (const RaisedInPython& error) {
+    nb::python_error(error.raised).restore();
   } catch (const Error& error) {
     const nb::object exception = exception_of(error);
     PyErr_SetObject(reinterpret_cast<PyObject*>(Py_TYPE(exception.ptr())), exception.ptr());
@@ -37,6 +54,8 @@ nb::object exception_of(const std::exception_ptr& error) {
   if (!error) return nb::none();
   try {
     std::rethrow_exception(error);
+  } catch (const RaisedInPython& known) {
+    return nb::borrow(known.raised.value());
   } catch (const Error& known) {
     return exception_of(known);
   } catch (const nb::python_error& raised) {
@@ -47,9 +66,10 @@ nb::object exception_of(const std::exception_ptr& error) {
 }
 
 void rethrow_from_callback(nb::python_error& raised) {
-  if (raised.matches(errors_module().attr("CorruptionError")))
-    throw Error(ErrorCode::corrupt, nb::cast<std::string>(nb::str(raised.value())));
-  throw std::move(raised);
+  if (!raised.matches(errors_module().attr("Error"))) throw std::move(raised);
+  const nb::handle value = raised.value();
+  throw RaisedInPython(code_named(nb::cast<std::string>(value.attr("code"))),
+                       nb::cast<std::string>(nb::str(value)), raised);
 }
 
 }  // namespace perdure::python

@@ -23,8 +23,9 @@ nanobind::object text_for_people(const std::string& text);
 nanobind::object exception_of(const Error& error);
 // The Python exception for what a background save had to say; None for a null pointer.
 nanobind::object exception_of(const std::exception_ptr& error);
-// Called in a catch block around a Python callback: where it raised perdure.CorruptionError, throws
-// the Error that the core falls back on; everything else goes on as it is.
+// Called in a catch block around a Python callback: what it raised is to the core an Error of the
+// same code, where it is a perdure.Error: damage is what a restore falls back on, and other ranks
+// are told. The caller of the core gets the exception itself. Everything else goes on as it is.
 [[noreturn]] void rethrow_from_callback(nanobind::python_error& raised);
 
 }  // namespace perdure::python
