@@ -1,7 +1,7 @@
 """Many cases in one set of processes, for starting these takes longer than most cases do; see ranks.py.
 
-A module of cases has functions of a folder, in CASES; all ranks call them one after the other, until one goes wrong: then
-ranks no longer know of each other where they are. `run_cases` tells of each what went wrong, by rank.
+A module of cases has functions of a folder, in CASES; all ranks call them one after the other, until one goes wrong:
+then ranks no longer know of each other where they are. `run_cases` tells of each what went wrong, by rank.
 """
 
 import contextlib
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, parallelize_module
 from torch.nn.parallel import DistributedDataParallel
 
@@ -87,7 +88,8 @@ class Small:
         if wrapping == "fsdp":
             fully_shard(self.model, mesh=mesh)
         elif wrapping == "tp":
-            parallelize_module(self.model, mesh, {"0": ColwiseParallel(output_layouts=torch.distributed.tensor.Replicate())})
+            plan = {"0": ColwiseParallel(output_layouts=Replicate())}
+            parallelize_module(self.model, mesh, plan)
         elif wrapping == "ddp":
             self.model = DistributedDataParallel(self.model)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=0.1)

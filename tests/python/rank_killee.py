@@ -1,4 +1,4 @@
-"""Ranks that do nothing but save, for test_rank_kills.py to kill. Each writes into a log of its own what it was told."""
+"""Ranks that do nothing but save, for test_rank_kills.py to kill. Each writes into a log what it was told."""
 
 import os
 import pathlib
