@@ -25,7 +25,8 @@ void bind_encode(nb::module_& m) {
   m.def("encode", &encode, nb::arg("object").none(), nb::arg("root"));
   nb::class_<Optimizers>(m, "Optimizers").def(nb::init<>()).def("add", &Optimizers::add);
   nb::class_<EntryEncoder>(m, "EntryEncoder")
-      .def("encode", &EntryEncoder::encode, nb::arg("state_dict").none())
+      .def("encode", &EntryEncoder::encode, nb::arg("state_dict").none(),
+           nb::arg("dtensors") = nb::none())
       .def("versions", &EntryEncoder::versions)
       .def("forget", &EntryEncoder::forget);
   nb::class_<ModuleEncoder, EntryEncoder>(m, "ModuleEncoder")

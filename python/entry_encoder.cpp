@@ -16,16 +16,18 @@ std::uint64_t next_structure() {
 
 }  // namespace
 
-Value EntryEncoder::encode(nb::handle state_dict) {
+Value EntryEncoder::encode(nb::handle state_dict, nb::object dtensors) {
   const auto owner = ownership();
   if (Value last = std::exchange(kept_, Value()); last.is_mapping()) {
     Retracer retracer(*owner, tensors_);
     if (retracer.follow(state_dict.ptr(), last)) {
       if (retracer.text_changed()) last.as_dict().keep_as(next_structure());
+      dtensors_ = std::move(dtensors);
       return kept_ = std::move(last);
     }
   }
   forget();
+  dtensors_ = std::move(dtensors);
   ObjectEncoder encoder(owner.get());
   Value value = encoder.encode(state_dict.ptr(), Place::root(root_.ptr()), 0);
   remember(encoder, value);
@@ -49,12 +51,22 @@ void EntryEncoder::remember(ObjectEncoder& encoder, const Value& value) {
 void EntryEncoder::forget() {
   kept_ = Value();
   tensors_.clear();
+  dtensors_.reset();
 }
 
+// An operation on a DTensor counts at the DTensor, and not at its local part.
 std::vector<std::uint64_t> EntryEncoder::versions() const {
+  AddressMap<PyObject*> wrapper;
+  if (dtensors_.is_valid() && !dtensors_.is_none())
+    for (const nb::handle dtensor : dtensors_)
+      if (PyObject* local = local_tensor(dtensor.ptr()))
+        *wrapper.insert(local).first = dtensor.ptr();
   std::vector<std::uint64_t> out;
-  for (const WalkedTensor& walked : tensors_)
-    if (walked.claim.liveness == Liveness::stepped) out.push_back(version_of(walked.object.ptr()));
+  for (const WalkedTensor& walked : tensors_) {
+    if (walked.claim.liveness != Liveness::stepped) continue;
+    PyObject* const* found = wrapper.find(walked.object.ptr());
+    out.push_back(version_of(walked.object.ptr()) + (found ? version_of(*found) : 0));
+  }
   return out;
 }
 

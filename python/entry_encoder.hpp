@@ -19,7 +19,8 @@ class EntryEncoder {
   EntryEncoder(const EntryEncoder&) = delete;
   EntryEncoder& operator=(const EntryEncoder&) = delete;
 
-  Value encode(nanobind::handle state_dict);
+  // `dtensors`: a sequence of those whose local parts stand in the state_dict.
+  Value encode(nanobind::handle state_dict, nanobind::object dtensors = nanobind::none());
   // Version counters of the stepped tensors of the last value, in the order in which they stand in
   // it; 0 for those that have none.
   std::vector<std::uint64_t> versions() const;
@@ -34,6 +35,7 @@ class EntryEncoder {
 
   nanobind::object object_;
   nanobind::str root_;
+  nanobind::object dtensors_;
   Value kept_;                         // None where the last value cannot be given again
   std::vector<WalkedTensor> tensors_;  // all of kept_, or the stepped ones of a value that is not
 };

@@ -4,7 +4,7 @@ import torch
 
 from . import _core
 from .bits import same_bits
-from .shards import Shards, is_dtensor, local, wrapped
+from .shards import Shards, is_dtensor, localized, wrapped
 from .tensors import DTYPE_NAMES, Placement, is_plain
 from .values import decode, encode
 from .wrappers import own_keys, plain_state
@@ -20,7 +20,9 @@ class ModuleEntry:
         self._shards = Shards(name)
 
     def state_dict(self):
-        return self.encoder.encode(_local_state(self._module))
+        state = plain_state(self._module)
+        dtensors = [x for x in state.values() if is_dtensor(x)]
+        return self.encoder.encode(localized(state), dtensors or None)
 
     def shards(self):
         """The DTensors among them, of which the others give what is here."""
@@ -28,7 +30,7 @@ class ModuleEntry:
 
     def live(self):
         """Those entries of the state_dict whose tensors are the module's own: a restore reads straight into them."""
-        return self.encoder.encode({k: x for k, x in _local_state(self._module).items() if is_plain(x)})
+        return self.encoder.encode({k: x for k, x in localized(plain_state(self._module)).items() if is_plain(x)})
 
     def structure(self):
         """The state_dict, as far as dtype and shape of a tensor are known and wanted; None for all else."""
@@ -36,10 +38,10 @@ class ModuleEntry:
 
     def check(self, value) -> list[str]:
         """What stands against it yet. Tensors that will be read straight into the module's have no data yet."""
-        return list(self._untied(value, _local_state(self._module)))
+        return list(self._untied(value, localized(plain_state(self._module))))
 
     def load_state_dict(self, value):
-        saved, own = decode(value, Placement("cpu")), _local_state(self._module)
+        saved, own = decode(value, Placement("cpu")), localized(plain_state(self._module))
         if not _is_plain(self._module) or not _is_there(saved, own):
             whole = saved.keys() == own.keys()
             for key, x in plain_state(self._module).items():
@@ -58,14 +60,6 @@ class ModuleEntry:
                         f"{first} and {other}: one tensor in the module (tied), "
                         "two different values in the file"
                     )
-
-
-def _local_state(module):
-    state = plain_state(module)
-    for key, x in state.items():
-        if is_dtensor(x):
-            state[key] = local(x)
-    return state
 
 
 def _is_plain(module) -> bool:

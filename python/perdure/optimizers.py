@@ -8,7 +8,7 @@ import torch
 
 from . import _core
 from .bits import same_bits
-from .shards import Shards, is_dtensor, local, wrapped
+from .shards import Shards, is_dtensor, local, localized, wrapped
 from .tensors import Placement, is_plain
 from .values import decode, decode_structure, encode
 
@@ -29,7 +29,8 @@ class OptimizerEntry:
         self.encoder = _core.OptimizerEncoder(optimizer, f"state[{name!r}]")
 
     def state_dict(self):
-        return self.encoder.encode(_local_state(self._optimizer.state_dict()))
+        dtensors = [x for _, x in self._dtensors()]
+        return self.encoder.encode(_local_state(self._optimizer.state_dict()), dtensors or None)
 
     def shards(self):
         """The DTensors among them, of which the others give what is here. What there is no state of yet will be cut
@@ -130,7 +131,7 @@ def _local_state(state):
     """A state_dict with parts for DTensors."""
     for number, slots in state["state"].items():
         if isinstance(slots, dict) and any(is_dtensor(x) for x in slots.values()):
-            state["state"][number] = {k: local(x) for k, x in slots.items()}
+            state["state"][number] = localized(dict(slots))
     return state
 
 

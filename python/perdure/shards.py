@@ -15,6 +15,14 @@ def local(x):
     return x._local_tensor if is_dtensor(x) else x
 
 
+def localized(state: dict) -> dict:
+    """The same dict, with the parts that are here in the place of DTensors."""
+    for key, x in state.items():
+        if is_dtensor(x):
+            state[key] = x._local_tensor
+    return state
+
+
 def wrapped(x, like):
     """`x`, a part, as a DTensor of the kind of `like`."""
     from torch.distributed.tensor import DTensor

@@ -161,6 +161,7 @@ Checkpoint CheckpointManager::Parts::take_together(const std::string& name, cons
   std::exception_ptr mine;
   try {
     const engine::FoundCheckpoint found = found_of(name);
+    const auto living = talk->living();
     const CheckpointFile file = open(found);
     this->take(take, file);
     taken = engine::describe(*storage, found, file);
@@ -228,6 +229,7 @@ Checkpoint CheckpointManager::Parts::restore_path(const std::filesystem::path& p
   Checkpoint taken{path, 0, {}};
   std::exception_ptr mine;
   try {
+    const auto living = talk ? talk->living() : std::jthread();
     const CheckpointFile file = open(path);
     this->take(take, file);
     taken.size = file.size();

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <charconv>
+#include <condition_variable>
+#include <stop_token>
 #include <thread>
 #include <utility>
 
@@ -105,6 +107,22 @@ void RankTalk::show_life() {
     life = ++life_;
   }
   tell(life_of(rank()), std::to_string(life));
+}
+
+std::jthread RankTalk::living() {
+  return std::jthread([this](const std::stop_token& stop) {
+    std::mutex mutex;
+    std::condition_variable_any never;
+    std::unique_lock lock(mutex);
+    while (!never.wait_for(lock, stop, timeout_ / (2 * kSigns), [] { return false; }) &&
+           !stop.stop_requested()) {
+      try {
+        show_life();
+      } catch (...) {
+        return;  // whoever needs the store next says what is wrong with it
+      }
+    }
+  });
 }
 
 std::string RankTalk::hear(const std::string& key, std::size_t from) {

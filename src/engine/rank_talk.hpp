@@ -14,6 +14,7 @@
 #include <perdure/error.hpp>
 #include <perdure/ranks.hpp>
 #include <string>
+#include <thread>
 #include <vector>
 
 namespace perdure::engine {
@@ -37,6 +38,9 @@ class RankTalk {
   void forget(const std::string& key);
   // At most now and then, so that it may be called for every block.
   void show_life();
+
+  // As long as the result lives, life is shown: for what takes long and has no blocks to count.
+  std::jthread living();
 
   // What rank 0 gets from `lead`, or throws there, all ranks get.
   std::string led(const std::string& key, const std::function<std::string()>& lead);

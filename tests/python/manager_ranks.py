@@ -108,3 +108,22 @@ def run_the_sample(_, folder):
     names = words_of_the_reader() | {"torch": torch}
     exec(blocks("python", "docs/distributed.md")[0], names)
     return f"{names['state'].epoch} epochs"
+
+
+def change_before_the_step(_, folder):
+    """A parameter is changed on one rank between save and step: the save fails on all, unless it was copied before."""
+    training = Training("fsdp", seed=3)
+    state = state_of(training)
+    checkpoints = manager(folder / "changed", capture="overlapped")
+    for state.step in range(1, 31):
+        training.step()
+        handle = checkpoints.save(state)
+        if dist.get_rank() == 1:
+            with torch.no_grad():
+                next(training.model.parameters()).add_(1)
+        training.optimizer.step()
+        try:
+            handle.wait()
+        except perdure.Error as error:
+            return str(error)
+    return "not seen in 30 saves"

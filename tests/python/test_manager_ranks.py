@@ -33,3 +33,9 @@ def test_goes_on_bit_for_bit(tmp_path):
         losses, rest = json.loads(uninterrupted), json.loads(after)
         assert list(rest) == [str(step) for step in range(6, 12)]
         assert rest.items() <= losses.items()
+
+
+def test_a_dtensor_that_is_changed_before_the_step_fails_the_save(tmp_path):
+    said = run(2, "", "manager_ranks.change_before_the_step", tmp_path)
+    assert all("changed before they were copied" in text and "embedding" in text for text in said)
+    assert said[0].startswith("rank 1: ")
