@@ -193,7 +193,8 @@ def run(size, **job):
 
 
 def bytes_in(folder) -> int:
-    return sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file() and file.name != "history.jsonl")
+    files = [file for file in Path(folder).rglob("*") if file.is_file() and file.name != "history.jsonl"]
+    return sum(file.stat().st_size for file in files)
 
 
 def measure(folder: Path, scale: str, rounds: int, saves: int) -> dict:

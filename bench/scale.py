@@ -1,11 +1,12 @@
 """What a checkpoint of many ranks costs beside its bytes: metadata, messages, opening. `python bench/scale.py`.
 
 The ranks are threads of one process, with managers of their own and a store in memory; each has a tiny part of every
-tensor. So what is measured is everything but the data: what rank 0 does with what all ranks tell it, how large .metadata
-is, and what opening and restoring such a directory takes. docs/scale.md extrapolates from it.
+tensor. So what is measured is everything but the data: what rank 0 does with what all ranks tell it, how large
+.metadata is, and what opening and restoring such a directory takes. docs/scale.md extrapolates from it.
 """
 
 import argparse
+import functools
 import shutil
 import statistics
 import tempfile
@@ -33,9 +34,8 @@ def training_state(rank, ranks, tensors):
         shards.add([name], [WIDTH * ranks], [WIDTH * rank], [WIDTH], 0, 1)
     value = encode(own)
     back = {}
-    state.add_entry(
-        "model", _core.Role.module, lambda: value, lambda v: back.update(v=v), None, None, None, None, shards=lambda: shards
-    )
+    put = functools.partial(back.__setitem__, "v")
+    state.add_entry("model", _core.Role.module, lambda: value, put, None, None, None, None, shards=lambda: shards)
     state.add_none("optimizer")
     state.step = 1
     return state
@@ -95,12 +95,10 @@ def measure(folder, ranks, tensors, saves=3) -> dict:
     file = _core.CheckpointFile.open(str(path))
     opened = time.perf_counter() - began
     del file
-    restored = []
 
     def restore_one(rank):
-        began = time.perf_counter()
-        managers[rank].restore(None, None, lambda file: states[rank].restore(file, _core.MatchOptions(True, [], [], False), allocate))
-        restored.append(time.perf_counter() - began)
+        matching = _core.MatchOptions(True, [], [], False)
+        managers[rank].restore(None, None, lambda file: states[rank].restore(file, matching, allocate))
 
     together = on_all(ranks, restore_one)
     on_all(ranks, lambda rank: managers[rank].close())
