@@ -197,10 +197,12 @@ def bytes_in(folder) -> int:
     return sum(file.stat().st_size for file in files)
 
 
-def measure(folder: Path, scale: str, rounds: int, saves: int) -> dict:
+def measure(folder: Path, scale: str, rounds: int, saves: int, limits) -> dict:
+    """`limits`: what the machine does at best with so many bytes."""
     results = {}
     for size in SIZES:
         for kind in KINDS:
+            best = []
             found = {title: {"saves": [], "cold": [], "warm": [], "bytes": 0} for title in CONTENDERS}
             for number in range(rounds):
                 for title in CONTENDERS:
@@ -213,7 +215,8 @@ def measure(folder: Path, scale: str, rounds: int, saves: int) -> dict:
                     found[title]["cold"].append(run(size, do="load", **job))
                     found[title]["warm"].append(run(size, do="load", **job))
                     shutil.rmtree(place)
-            results[f"{size} {kind}"] = found
+                best.append(limits(found[Manager.title]["bytes"]))
+            results[f"{size} {kind}"] = {"limits": best, "contenders": found}
     return results
 
 
@@ -227,10 +230,23 @@ def medians(row: dict) -> dict:
     }
 
 
+def check(targets, results: dict) -> None:
+    """As for one process; memcpy of the bytes of one rank."""
+    for name, result in results.items():
+        size, found, limits = int(name.split()[0]), result["contenders"], table.limit_medians(result["limits"])
+        eager, overlapped = medians(found[Manager.title]), medians(found[Overlapped.title])
+        stall = table.ratio(eager["stall"], limits["memcpy"] and limits["memcpy"] / size)
+        targets.at_most(f"ranks, {name}: eager stall / memcpy", stall, 1.25)
+        targets.at_most(f"ranks, {name}: overlapped stall", overlapped["stall"] * 1e3, 10, "ms")
+        targets.at_most(f"ranks, {name}: durable / fio write", table.ratio(eager["durable"], limits["fio write"]), 1.10)
+        targets.at_most(f"ranks, {name}: cold / fio read", table.ratio(eager["cold"], limits["fio read"]), 1.10)
+
+
 def report(results: dict) -> str:
     parts = []
-    for name, found in results.items():
+    for name, result in results.items():
         size, kind = name.split()
+        found, limits = result["contenders"], table.limit_medians(result["limits"])
         stock = medians(found["DCP"])
         lines = []
         for title, row in found.items():
@@ -248,5 +264,7 @@ def report(results: dict) -> str:
                     "MB": f"{row['bytes'] / 1e6:,.0f}",
                 }
             )
-        parts.append(table.render(f"{size} {'rank' if size == '1' else 'ranks'}, {kind}", lines))
+        best = {key: "-" if x is None else f"{x:.2f} s" for key, x in limits.items()}
+        note = f"the same bytes: fio write {best['fio write']}, fio read {best['fio read']}, memcpy {best['memcpy']}"
+        parts.append(table.render(f"{size} {'rank' if size == '1' else 'ranks'}, {kind}", lines, [note]))
     return "\n".join(parts)

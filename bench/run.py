@@ -113,7 +113,9 @@ def measure(options: Options, folder: Path) -> dict:
         "small": lambda: driver.saves("small"),
         "command": lambda: command.measure(folder, 1500 if options.scale == "full" else 80, options.rounds),
     }
-    benches["ranks"] = lambda: ranks.measure(folder, options.scale, options.rounds, options.saves)
+    benches["ranks"] = lambda: ranks.measure(
+        folder, options.scale, options.rounds, options.saves, driver.limits
+    )
     results = {name: benches[name]() for name in BENCHES if name in options.only}
     if options.drift and "save" in options.only:
         results["drift"] = driver.drift()

@@ -1,5 +1,6 @@
 """What perdure is to reach, as ratios in one run, beside what was measured."""
 
+import ranks
 import table
 
 MB = 1e6
@@ -37,6 +38,8 @@ def check(results: dict) -> str:
         _loads(targets, results["load"])
     if "train" in results:
         _training(targets, results["train"])
+    if "ranks" in results:
+        ranks.check(targets, results["ranks"])
     if "command" in results:
         _command(targets, results["command"])
     return targets.render()
