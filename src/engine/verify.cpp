@@ -50,7 +50,9 @@ class Verifier {
       step();
     } catch (const Error& error) {
       if (error.code() != ErrorCode::corrupt) throw;
-      report_.findings.push_back({record, tensors_[record], 0, error.what()});
+      const auto tensor = tensors_.find(record);
+      report_.findings.push_back(
+          {record, tensor == tensors_.end() ? "" : tensor->second, 0, error.what()});
       known_bad_[record] = true;
     }
   }

@@ -299,7 +299,7 @@ TEST(RankPlanTest, WhatIsARanksOwnIsInItsRecord) {
     EXPECT_EQ(record["model"]["note"].as_string(), "of " + std::to_string(rank));
     EXPECT_EQ(at(record["seen"]["ids"].as_tensor(), {0}), static_cast<float>(rank));
     EXPECT_EQ(record["history"][1].as_double(), 2.5);
-    EXPECT_EQ(record["model"]["w"]["__perdure__"].as_string(), engine::kStandsForTensor);
+    EXPECT_EQ(record["model"]["w"]["__perdure__"].as_string(), "tensor");
     EXPECT_EQ(record["model"]["w"]["name"].as_string(), "model.w");
     EXPECT_TRUE(all.pieces_of("seen.ids").empty());
   }
