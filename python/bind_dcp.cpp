@@ -38,11 +38,9 @@ std::vector<std::tuple<std::uint64_t, std::uint64_t>> write_rank_file(
 }
 
 void write_small_file(NewDirectory& directory, const std::string& name, const nb::bytes& content) {
-  const ConstBytes bytes(static_cast<const std::byte*>(content.data()), content.size());
+  const std::string_view text(content.c_str(), content.size());
   nb::gil_scoped_release release;
-  const auto out = directory.files().create(name, bytes.size(), IfExists::fail);
-  out->append(bytes);
-  out->commit();
+  engine::write_text(directory.files(), name, text);
 }
 
 using Box = std::tuple<std::size_t, std::size_t, std::vector<std::int64_t>,

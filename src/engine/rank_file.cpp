@@ -19,10 +19,6 @@ std::uint64_t length_of(const RankItem& item) try {
   throw Error(error.code(), fmt::format("{}: {}", item.name, error.what()));
 }
 
-std::uint64_t aligned(std::uint64_t offset) {
-  return (offset + format::kAlignment - 1) / format::kAlignment * format::kAlignment;
-}
-
 }  // namespace
 
 std::vector<PlacedItem> place_items(const std::vector<RankItem>& items) {
@@ -31,13 +27,13 @@ std::vector<PlacedItem> place_items(const std::vector<RankItem>& items) {
   std::uint64_t offset = 0;
   for (const RankItem& item : items) {
     places.push_back({offset, length_of(item)});
-    offset = aligned(offset + places.back().length);
+    offset = format::aligned(offset + places.back().length);
   }
   return places;
 }
 
 std::uint64_t file_size(const std::vector<PlacedItem>& places) {
-  return places.empty() ? 0 : aligned(places.back().offset + places.back().length);
+  return places.empty() ? 0 : format::aligned(places.back().offset + places.back().length);
 }
 
 void write_rank_file(storage::LocalStorage& folder, const std::string& name,
@@ -56,6 +52,12 @@ void write_rank_file(storage::LocalStorage& folder, const std::string& name,
     writer.pad_to(format::kAlignment);
   }
   writer.finish();
+  out->commit();
+}
+
+void write_text(storage::LocalStorage& folder, const std::string& name, std::string_view text) {
+  const auto out = folder.create(name, text.size(), storage::IfExists::fail);
+  out->append(format::as_bytes(text));
   out->commit();
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <perdure/value.hpp>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "engine/block_writer.hpp"
@@ -35,5 +36,8 @@ std::uint64_t file_size(const std::vector<PlacedItem>& places);
 void write_rank_file(storage::LocalStorage& folder, const std::string& name,
                      const std::vector<RankItem>& items, const std::vector<PlacedItem>& places,
                      std::uint64_t staging, const OnBytes& on_bytes = {});
+
+// The same of a small file beside it.
+void write_text(storage::LocalStorage& folder, const std::string& name, std::string_view text);
 
 }  // namespace perdure::engine

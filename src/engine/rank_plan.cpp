@@ -20,10 +20,6 @@ namespace {
 // it.
 constexpr std::uint64_t kWorthAPart = std::uint64_t{1} << 20;
 
-std::uint64_t aligned(std::uint64_t offset) {
-  return (offset + format::kAlignment - 1) / format::kAlignment * format::kAlignment;
-}
-
 std::uint64_t bytes_in(const std::vector<std::int64_t>& sizes, DType dtype) {
   std::uint64_t bytes = itemsize(dtype);
   for (const std::int64_t size : sizes) bytes *= static_cast<std::uint64_t>(size);
@@ -206,7 +202,7 @@ class RankPlan::Builder {
                               .copier = tensor.storage->copier.get(),
                               .header_offset = end_ + planned.header_offset,
                               .data_offset = end_ + planned.data_offset,
-                              .end = aligned(end_ + encoder.file_size()),
+                              .end = format::aligned(end_ + encoder.file_size()),
                               .liveness = tensor.liveness});
     end_ = plan_.records_.back().end;
     plan_.items_.push_back(item);
@@ -224,7 +220,7 @@ class RankPlan::Builder {
   }
 
   void add_value(std::string name, KeyPath path, const Value& value) try {
-    plan_.tail_.resize(aligned(plan_.tail_.size()));
+    plan_.tail_.resize(format::aligned(plan_.tail_.size()));
     const std::uint64_t offset = plan_.tail_offset_ + plan_.tail_.size();
     const std::string bytes = encoded(value);
     plan_.tail_ += bytes;

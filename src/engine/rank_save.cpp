@@ -50,12 +50,6 @@ std::uint64_t elements(const std::vector<std::int64_t>& sizes) {
   return count;
 }
 
-void write_text(storage::LocalStorage& files, const std::string& name, const std::string& text) {
-  const auto out = files.create(name, text.size(), storage::IfExists::fail);
-  out->append(format::as_bytes(text));
-  out->commit();
-}
-
 // .metadata, from what each rank has written.
 class Assembly {
  public:

@@ -23,12 +23,6 @@ namespace {
 constexpr std::uint64_t kStaging = std::uint64_t{32} << 20;
 constexpr const char* kDataFile = "__0_0.distcp";
 
-void write_text(storage::LocalStorage& files, const std::string& name, const std::string& text) {
-  const auto out = files.create(name, text.size(), storage::IfExists::fail);
-  out->append(format::as_bytes(text));
-  out->commit();
-}
-
 class DcpWriter {
  public:
   DcpWriter(const Value& state, const std::optional<CheckpointInfo>& info) : info_(info) {

@@ -101,7 +101,7 @@ void append_record(std::vector<ZipRecord>& records, std::string name, std::uint6
   record.header_offset = records.empty() ? begin : records.back().end();
   const std::uint64_t unpadded = record.header_offset + kLocalHeaderSize + record.name.size() +
                                  zip64_extra_size(record) + kPaddingHeaderSize;
-  record.data_offset = (unpadded + kAlignment - 1) / kAlignment * kAlignment;
+  record.data_offset = aligned(unpadded);
   records.push_back(std::move(record));
 }
 

@@ -15,6 +15,10 @@
 namespace perdure::format {
 
 inline constexpr std::uint64_t kAlignment = 64;  // of the data of every record in the file
+// The first place from `offset` on where such data may begin.
+constexpr std::uint64_t aligned(std::uint64_t offset) {
+  return (offset + kAlignment - 1) / kAlignment * kAlignment;
+}
 inline constexpr std::string_view kArchiveName = "archive";  // the one top folder in the zip
 
 struct ZipRecord {
