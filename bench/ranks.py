@@ -1,7 +1,8 @@
 """Several ranks on this machine: perdure's manager and its storage for DCP beside stock DCP, in fresh processes each.
 
 A state of every kind: "replicated" (plain tensors that all ranks have alike, as under DDP) and "sharded" (FSDP2).
-A figure is that of the slowest rank. What is read cold was dropped from the page cache, and read by all ranks at once.
+A figure is that of the slowest rank; the removal of the checkpoint before is in none of them. What is read cold was
+dropped from the page cache, and read by all ranks at once.
 """
 
 import multiprocessing
@@ -49,6 +50,9 @@ class Manager:
     def finish(self):
         self.handle.wait()
 
+    def tidy(self):
+        self.checkpoints.wait()
+
     def load(self):
         self.checkpoints.restore(self.state)
 
@@ -82,6 +86,8 @@ class Dcp:
 
     def finish(self):
         dist.barrier()
+
+    def tidy(self):
         if dist.get_rank() == 0 and self.number > 1:
             shutil.rmtree(self.folder / f"cp-{self.number - 1}")
 
@@ -148,6 +154,7 @@ def measure_saves(contender, training, folder, saves) -> list[dict]:
         stalled = time.perf_counter()
         saver.finish()
         durable = time.perf_counter()
+        saver.tidy()
         out.append({"stall": slowest(stalled - began), "durable": slowest(durable - began)})
     saver.close()
     return out
