@@ -147,12 +147,6 @@ void Directory::replace(const std::string& from, const std::string& to) const {
   if (result < 0) throw_error(-result, fmt::format("rename '{}' to", path_of(from)), path_of(to));
 }
 
-bool Directory::unlink(const std::string& name) const {
-  const int result = retry_interrupted([&] { return system_->unlinkat(fd(), name.c_str()); });
-  if (result < 0 && result != -ENOENT) throw_error(-result, "remove", path_of(name));
-  return result == 0;
-}
-
 // EINVAL: the file system has no such thing as syncing a directory, and nothing better either. XFS
 // that has shut itself down has dropped what was to be synced, and says that all went well
 // (xfs_dir_fsync in Linux 6.18 does not look); but it refuses to tell of the directory.

@@ -41,7 +41,6 @@ class Directory {
   // Where `to` exists: rename fails with Error(io), EEXIST; replace puts `from` in its place.
   void rename(const std::string& from, const Directory& to_directory, const std::string& to) const;
   void replace(const std::string& from, const std::string& to) const;
-  bool unlink(const std::string& name) const;  // false: was not there
   void sync() const;
 
  private:

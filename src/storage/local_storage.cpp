@@ -22,7 +22,7 @@
 // and whole, but a power cut may still bring old back: it is reported as a failed save.
 //
 // Removal of NAMES: R1. make D/.trash; R2. rename each into it under a unique name; R3. fsync D;
-// R4. unlink them. After a stop in R1 or R2 each one is still there or in .trash, whole; after R3
+// R4. remove them. After a stop in R1 or R2 each one is still there or in .trash, whole; after R3
 // none comes back; what is in .trash is debris. Setting aside is one rename and a fsync of D.
 //
 // Debris of temporary files is removed when their lock can be had, by the holder of D's lock, or,
@@ -223,7 +223,8 @@ void LocalStorage::remove(const std::vector<std::string>& names) {
   }
   directory_->sync();
   for (const std::string& name : hidden)
-    if (!remove_directory(trash, name)) trash.unlink(name);
+    if (const int result = remove_whole(trash, name); result < 0 && result != -ENOENT)
+      io::throw_error(-result, "remove", trash.path_of(name));
 }
 
 std::unique_ptr<NewDirectory> LocalStorage::create_directory(const std::string& name) {
@@ -260,7 +261,7 @@ std::vector<std::string> LocalStorage::collect_debris() {
   if (!directory_->status(kTrash)) return collected;
   const io::Directory trash = directory_->subdirectory(kTrash);
   for (const std::string& name : trash.names()) {
-    if (!remove_directory(trash, name)) directory_->system().unlinkat(trash.fd(), name.c_str());
+    remove_whole(trash, name);
     collected.push_back(name.substr(0, name.rfind('.')));
   }
   return collected;

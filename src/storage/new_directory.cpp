@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 #include <linux/fs.h>
 
+#include <cerrno>
+#include <new>
 #include <utility>
 
 #include "io/errors.hpp"
@@ -33,18 +35,20 @@ void remove_debris(const io::Directory& parent, std::string_view name) noexcept 
 
 }  // namespace
 
-bool remove_directory(const io::Directory& parent, const std::string& name) noexcept try {
-  if (const auto status = parent.status(name); !status || !S_ISDIR(status->st_mode)) return false;
+int remove_whole(const io::Directory& parent, const std::string& name) noexcept try {
+  io::System& system = parent.system();
+  const int result =
+      io::retry_interrupted([&] { return system.unlinkat(parent.fd(), name.c_str()); });
+  if (result != -EISDIR) return result;
   {
     const io::Directory directory = parent.subdirectory(name);
-    for (const std::string& file : directory.names())
-      if (!remove_directory(directory, file))
-        parent.system().unlinkat(directory.fd(), file.c_str());
+    for (const std::string& file : directory.names()) remove_whole(directory, file);
   }
-  parent.system().rmdirat(parent.fd(), name.c_str());
-  return true;
-} catch (const std::exception&) {
-  return true;  // it stays as debris
+  return io::retry_interrupted([&] { return system.rmdirat(parent.fd(), name.c_str()); });
+} catch (const Error& error) {
+  return error.errno_value() == 0 ? -EIO : -error.errno_value();
+} catch (const std::bad_alloc&) {
+  return -ENOMEM;
 }
 
 std::optional<std::string> name_of_new_directory(std::string_view name) {
@@ -54,7 +58,7 @@ std::optional<std::string> name_of_new_directory(std::string_view name) {
 
 void remove_directory_if_dead(const io::Directory& parent, const std::string& name) noexcept try {
   const std::string alive = name.substr(0, name.size() - kEnding.size());
-  if (!parent.status(alive) || remove_if_dead(parent, alive)) remove_directory(parent, name);
+  if (!parent.status(alive) || remove_if_dead(parent, alive)) remove_whole(parent, name);
 } catch (const std::exception&) {
   // It stays as debris.
 }
@@ -93,7 +97,7 @@ void NewDirectory::check_name(IfExists if_exists) const {
 
 NewDirectory::~NewDirectory() {
   files_ = nullptr;
-  if (!temporary_.empty()) remove_directory(*parent_, temporary_);
+  if (!temporary_.empty()) remove_whole(*parent_, temporary_);
 }
 
 void NewDirectory::publish() {
@@ -118,7 +122,7 @@ void NewDirectory::commit() {
   // Where the sync fails, a power cut may bring the old one back: it stays, as debris.
   const std::string old = std::exchange(temporary_, {});
   parent_->sync();
-  if (!old.empty()) remove_directory(*parent_, old);
+  if (!old.empty()) remove_whole(*parent_, old);
 }
 
 }  // namespace perdure::storage

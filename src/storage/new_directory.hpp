@@ -51,9 +51,9 @@ class NewDirectory {
   std::unique_ptr<LocalStorage> files_;
 };
 
-// A directory with all that is in it; no link is followed. False where it is none. What cannot be
-// removed stays.
-bool remove_directory(const io::Directory& parent, const std::string& name) noexcept;
+// A file, or a directory with all that is in it; no link is followed. 0, or the -errno of what
+// stays.
+int remove_whole(const io::Directory& parent, const std::string& name) noexcept;
 // The NAME of a directory that is on its way to it; nullopt for any other name.
 std::optional<std::string> name_of_new_directory(std::string_view name);
 // Removes such a directory if its writer is dead.

@@ -205,7 +205,7 @@ class Example:
             wait_until_dead(run)
             outcome = self.run(run, None)
             assert outcome.status == 0, "\n".join(outcome.lines)
-        elif debris(run) and any(is_of_sync(x, run) for x in ours):  # the last prune: the next start collects what it left
+        elif debris(run) and any(keeps_the_pruned(x, run) for x in ours):  # until the next start
             assert not list(run.glob("*.tmp")) and self.run(run, None).status == 0
         assert not list(run.glob("*.damaged*")) and not debris(run)
         newest = [perdure.load(max(x.glob("step-*.pt"))) for x in (run, self.undisturbed)]
@@ -213,9 +213,11 @@ class Example:
         return True
 
 
-def is_of_sync(injection, run):
-    """Of the sync of the run directory, which looks at it afterwards."""
-    return injection.call == "fsync" or injection.call == "newfstatat" and f'<{run}>, "", ' in injection.text
+def keeps_the_pruned(injection, run):
+    """Of what a prune does with what is in .trash already: the sync of the run directory, which looks at it afterwards,
+    and the removal itself."""
+    looks_after_sync = injection.call == "newfstatat" and f'<{run}>, "", ' in injection.text
+    return injection.call == "fsync" or looks_after_sync or injection.call == "unlinkat"
 
 
 def equal(a, b):
