@@ -59,8 +59,8 @@ class Driver:
         start = round_number % max(1, len(names))
         return names[start:] + names[:start]
 
-    def limits(self, size: int) -> dict:
-        return self.measure("limits", f"{size / 1e6:.0f} MB", bytes=size, threads=self.options.threads)
+    def limits(self, size: int, threads: int = 0) -> dict:
+        return self.measure("limits", f"{size / 1e6:.0f} MB", bytes=size, threads=threads or self.options.threads)
 
     def saves(self, state: str) -> dict:
         """The benches "save" and "small"."""

@@ -5,7 +5,7 @@ import torch
 from . import _core
 from .bits import same_bits
 from .shards import Shards, is_dtensor, localized, wrapped
-from .tensors import DTYPE_NAMES, Placement, is_plain
+from .tensors import DTYPE_NAMES, Placement, is_plain, outline
 from .values import decode, encode
 from .wrappers import own_keys, plain_state
 
@@ -116,7 +116,7 @@ def _outline(x):
     if is_plain(x):
         return x
     known = _is_strided(x) and x.dtype in DTYPE_NAMES
-    return torch.empty(x.shape, dtype=x.dtype, device="meta") if known else None
+    return outline(x) if known else None
 
 
 def _ties(own):

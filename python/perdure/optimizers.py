@@ -9,7 +9,7 @@ import torch
 from . import _core
 from .bits import same_bits
 from .shards import Shards, is_dtensor, local, localized, wrapped
-from .tensors import Placement, is_plain
+from .tensors import Placement, is_plain, outline
 from .values import decode, decode_structure, encode
 
 # Options that came and went with PyTorch's versions, or that schedulers add: no sign of another class.
@@ -62,7 +62,7 @@ class OptimizerEntry:
 
         def own_state(number):
             state = self._optimizer.state.get(params[number])
-            state = {k: _outline(x) for k, x in state.items()} if isinstance(state, dict) else state
+            state = {k: outline(x) if is_dtensor(x) else x for k, x in state.items()} if isinstance(state, dict) else state
             return encode(state or None, f"state[{self.name!r}]['state'][{number}]")
 
         return _core.match_optimizer(self._class_name, self._outline(names), own_state, value, recorded, strict)
@@ -133,11 +133,6 @@ def _local_state(state):
         if isinstance(slots, dict) and any(is_dtensor(x) for x in slots.values()):
             state["state"][number] = localized(dict(slots))
     return state
-
-
-def _outline(x):
-    """Of a DTensor, the form of the whole."""
-    return torch.empty(x.shape, dtype=x.dtype, device="meta") if is_dtensor(x) else x
 
 
 def _items(state):

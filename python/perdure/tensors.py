@@ -66,6 +66,12 @@ def _require_plain(tensor, place):
         places.refuse(place, "is a zero tensor without memory (of forward-mode AD); write x.clone()")
 
 
+def outline(x) -> torch.Tensor:
+    """A tensor of the same dtype and shape, of which only these are of use. Not one on "meta": PyTorch says in a
+    millisecond of each that its memory cannot be had."""
+    return torch.empty((), dtype=x.dtype).expand(x.shape)
+
+
 def is_plain(x) -> bool:
     """Whether `x` is a tensor that can be saved as it is, in the memory of the CPU."""
     return (
