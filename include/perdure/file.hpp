@@ -148,6 +148,9 @@ class CheckpointFile {
   // several threads at once. Where it gives null, and by default, they allocate.
   using Scratch = std::function<std::shared_ptr<std::byte>(std::uint64_t bytes)>;
   void read_through(Scratch scratch);
+  // Other processes of this machine read the same file at the same time: what is read goes through
+  // the page cache, so that it comes from the disk once, and not once for each of them.
+  void share_cache();
   // Reads one storage into memory of the caller's, of exactly its size, checksums compared before
   // it returns.
   void read(std::size_t storage, MutableBytes into) const;

@@ -17,17 +17,42 @@
 
 namespace perdure {
 
+namespace {
+
+// Another source, never past the page cache.
+class CachedSource final : public Source {
+ public:
+  explicit CachedSource(const Source& inner) : inner_(inner) {}
+  std::uint64_t size() const override { return inner_.size(); }
+  const std::string& name() const override { return inner_.name(); }
+  void read(std::uint64_t offset, MutableBytes into) const override { inner_.read(offset, into); }
+
+ private:
+  const Source& inner_;
+};
+
+}  // namespace
+
 struct CheckpointFile::Parts {
   std::shared_ptr<const Source> source;
   format::Contents contents;
   Scratch scratch;
+  bool shares_cache = false;
 
   Parts(std::shared_ptr<const Source> from, format::Contents what)
       : source(std::move(from)), contents(std::move(what)) {}
 
   void read(const std::vector<engine::RecordRead>& reads) const { read_from(*source, reads); }
   void read_from(const Source& from, const std::vector<engine::RecordRead>& reads) const {
-    engine::bulk_read(from, reads, refusal(), scratch);
+    read_from(from, reads, refusal());
+  }
+
+  void read_from(const Source& from, const std::vector<engine::RecordRead>& reads,
+                 const engine::OnDamage& on_damage) const {
+    if (shares_cache)
+      engine::bulk_read(CachedSource(from), reads, on_damage, scratch);
+    else
+      engine::bulk_read(from, reads, on_damage, scratch);
   }
 
   std::string describe(const Record& record, const engine::DamagedBlock& block) const {
@@ -119,16 +144,14 @@ struct CheckpointFile::Parts {
 
   void read_pieces(const engine::JoinedSource& joined,
                    const std::vector<engine::RecordRead>& reads) const {
-    engine::bulk_read(
-        joined, reads,
-        [&](const engine::RecordRead& read, const engine::DamagedBlock& block) {
+    read_from(
+        joined, reads, [&](const engine::RecordRead& read, const engine::DamagedBlock& block) {
           const Place place = joined.place(block.offset);
           throw Error(ErrorCode::corrupt,
                       fmt::format("{}: a piece of '{}' is damaged: {} bytes at offset {} do not "
                                   "have the checksum that they were written with",
                                   place.name, read.record->name, block.size, place.offset));
-        },
-        scratch);
+        });
   }
 
   // As one stream: in runs that begin at multiples of kBlockSize.
@@ -194,6 +217,8 @@ const std::vector<CheckpointFile::Record>& CheckpointFile::records() const {
 }
 
 void CheckpointFile::read_through(Scratch scratch) { parts_->scratch = std::move(scratch); }
+
+void CheckpointFile::share_cache() { parts_->shares_cache = true; }
 
 void CheckpointFile::read(std::size_t storage, MutableBytes into) const {
   if (storage >= storages().size())

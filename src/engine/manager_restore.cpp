@@ -202,6 +202,7 @@ CheckpointFile CheckpointManager::Parts::open(const std::filesystem::path& path)
 // Nothing is in flight, so what is read may go through the memory of the saves.
 CheckpointFile CheckpointManager::Parts::opened(CheckpointFile file) {
   file.read_through([this](std::uint64_t size) { return arena.lend(size); });
+  if (talk) file.share_cache();
   file.view_as(talk ? talk->rank() : 0);
   return file;
 }

@@ -1,4 +1,6 @@
 // CheckpointFile::part: a box of a tensor, of single files and of what several ranks have saved.
+#include <algorithm>
+#include <atomic>
 #include <cstring>
 #include <numeric>
 #include <perdure/checkpoint_manager.hpp>
@@ -249,6 +251,39 @@ TEST_F(RankPartTest, DamageIsFoundInThePiecesThatAreRead) {
   for (const auto& [offsets, sizes] :
        {std::pair{Box{0, 0}, Box{7, 5}}, {Box{3, 0}, Box{1, 5}}, {Box{1, 4}, Box{4, 1}}})
     EXPECT_ERROR(corrupt, "__1_0.distcp", file.read_all(Value(file.part(in_file, offsets, sizes))));
+}
+
+// Counts how it is read.
+class CountedSource final : public Source {
+ public:
+  explicit CountedSource(std::shared_ptr<const Source> inner) : inner_(std::move(inner)) {}
+  std::uint64_t size() const override { return inner_->size(); }
+  const std::string& name() const override { return inner_->name(); }
+  void read(std::uint64_t offset, MutableBytes into) const override { inner_->read(offset, into); }
+  ConstBytes read_bulk(std::uint64_t offset, MutableBytes into,
+                       MutableBytes scratch) const override {
+    ++bulk;
+    return inner_->read_bulk(offset, into, scratch);
+  }
+  mutable std::atomic<int> bulk = 0;
+
+ private:
+  std::shared_ptr<const Source> inner_;
+};
+
+TEST(SharedCache, IsNeverPassedBy) {
+  const TemporaryDirectory directory;
+  save(directory / "a.pt", Dict{{"weight", owned(std::vector<float>(1 << 20, 0.5F))}});
+  for (const bool shares : {false, true}) {
+    const auto source = std::make_shared<CountedSource>(open_source(directory / "a.pt"));
+    CheckpointFile file = CheckpointFile::open(source);
+    if (shares) file.share_cache();
+    file.read_all(file.value());
+    EXPECT_EQ(source->bulk > 0, !shares);
+    const auto* const numbers =
+        reinterpret_cast<const float*>(file.value()["weight"].as_tensor().storage->data);
+    EXPECT_EQ(std::count(numbers, numbers + (1 << 20), 0.5F), 1 << 20);
+  }
 }
 
 }  // namespace
