@@ -11,6 +11,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <perdure/async_saver.hpp>
 #include <perdure/checkpoint_manager.hpp>
 #include <perdure/optimizer_match.hpp>
 
@@ -280,6 +281,13 @@ AllocateStaging staging_from(nb::callable allocate) {
   };
 }
 
+std::function<void(const std::string&)> teller(std::function<void(nb::object)> tell) {
+  return [tell = std::move(tell)](const std::string& text) {
+    const nb::gil_scoped_acquire gil;
+    tell(text_for_people(text));
+  };
+}
+
 // What Python's constructor takes, by the names that it has there.
 ManagerOptions options_from(const nb::dict& given) {
   ManagerOptions options;
@@ -305,16 +313,17 @@ ManagerOptions options_from(const nb::dict& given) {
     options.ranks = nb::cast<std::shared_ptr<Ranks>>(ranks);
   seconds("rank_timeout", options.rank_timeout);
   options.allocate_staging = staging_from(nb::cast<nb::callable>(given["allocate_staging"]));
-  const auto teller = [&](const char* name) -> std::function<void(const std::string&)> {
-    return
-        [tell = nb::cast<std::function<void(nb::object)>>(given[name])](const std::string& text) {
-          const nb::gil_scoped_acquire gil;
-          tell(text_for_people(text));
-        };
-  };
-  options.warning = teller("warning");
-  options.note = teller("note");
+  using Tell = std::function<void(nb::object)>;
+  options.warning = teller(nb::cast<Tell>(given["warning"]));
+  options.note = teller(nb::cast<Tell>(given["note"]));
   return options;
+}
+
+void make_saver(AsyncSaver* place, std::uint64_t staging_bytes, nb::callable allocate,
+                std::function<void(nb::object)> tell) {
+  new (place) AsyncSaver({.staging_bytes = staging_bytes,
+                          .allocate_staging = staging_from(std::move(allocate)),
+                          .warning = teller(std::move(tell))});
 }
 
 void open_manager(CheckpointManager* place, const std::filesystem::path& directory,
@@ -391,6 +400,20 @@ void bind_engine(nb::module_& m) {
       .def_prop_ro("directory", &CheckpointManager::directory)
       .def("wait", &CheckpointManager::wait, Released())
       .def("close", &CheckpointManager::close, Released());
+  nb::class_<AsyncSaver>(m, "AsyncSaver")
+      .def("__init__", &make_saver, nb::arg("staging_bytes"), nb::arg("allocate_staging"),
+           nb::arg("warning"))
+      .def("save", &AsyncSaver::save, nb::arg("path"), nb::arg("state"), Released())
+      .def("remove", &AsyncSaver::remove, nb::arg("path"), Released())
+      .def("progress", &AsyncSaver::progress)
+      .def(
+          "idle",
+          [](const AsyncSaver& saver, double seconds) {
+            return saver.idle(std::chrono::duration<double>(seconds));
+          },
+          nb::arg("timeout"), Released())
+      .def("wait", &AsyncSaver::wait, Released())
+      .def("close", &AsyncSaver::close, Released());
   m.def("retention_plan", &plan_for, nb::arg("directory"), nb::arg("keep_last"),
         nb::arg("keep_best"), nb::arg("every_steps"), nb::arg("every_seconds"), Released());
   m.def("read_history", &read_history, nb::arg("directory"), Released());

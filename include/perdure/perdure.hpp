@@ -3,6 +3,7 @@
 
 #define PERDURE_VERSION "0.1.0"
 
+#include <perdure/async_saver.hpp>
 #include <perdure/checkpoint_manager.hpp>
 #include <perdure/convert.hpp>
 #include <perdure/diff.hpp>

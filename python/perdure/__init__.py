@@ -60,9 +60,11 @@ from .inspection import Entry, Inspection, inspect
 from .loader import ResumableLoader
 from .manager import CheckpointManager, list_checkpoints, read_history, retention_plan
 from .policies import Best, Every
+from .saver import AsyncSaver
 from .state import TrainingState
 
 __all__ = [
+    "AsyncSaver",
     "Best",
     "CancelledError",
     "Checkpoint",

@@ -24,6 +24,8 @@ class Checkpoint:
     size: int  #: bytes of the file
 
     def __str__(self):
+        if not self.generation:  # a file of an AsyncSaver's
+            return str(self.path)
         metrics = "".join(f", {k} {v:g}" for k, v in self.metrics.items())
         return f"step {self.step} (generation {self.generation}{metrics}) in {self.path}"
 

@@ -1,6 +1,5 @@
 """CheckpointManager: the checkpoints of one training run, in one directory."""
 
-import atexit
 import logging
 import os
 import pathlib
@@ -10,9 +9,11 @@ import weakref
 import torch
 
 from . import _core
+from .closing import Closing
 from .devices import pinned
 from .errors import InvalidError, InvalidTypeError
 from .handles import Checkpoint, PlannedCheckpoint, SaveHandle, checkpoint_of, plan_of
+from .logger import note, warn
 from .policies import Best, as_every, as_list, core_best
 from .process_group import ranks_of
 from .progress import shown
@@ -27,10 +28,9 @@ _CAPTURE = {
     "overlapped": _core.Capture.overlapped,
     "checked": _core.Capture.checked,
 }
-_POLL = 0.2  # seconds between looks for Ctrl-C while waiting
 
 
-class CheckpointManager:
+class CheckpointManager(Closing):
     """The checkpoints of one training run, in one directory, which is made where it is not there.
 
         best = perdure.Best("val_loss", "min", 2)
@@ -112,7 +112,6 @@ class CheckpointManager:
     ):
         keep_every, save_every = as_every(keep_every, "keep_every"), as_every(save_every, "save_every")
         self._best = as_list(keep_best, Best)
-        self._pid = os.getpid()
         options = {
             "keep_last": keep_last,
             "keep_best": core_best(self._best),
@@ -131,15 +130,13 @@ class CheckpointManager:
             "ranks": ranks_of(process_group),
             "rank_timeout": rank_timeout,
             "allocate_staging": pinned,
-            "warning": _warn,
-            "note": _note,
+            "warning": warn,
+            "note": note,
         }
         self._rank, self._ranks = _rank_and_size(process_group)
-        self._core = _core.CheckpointManager(os.fsdecode(directory), options)
+        super().__init__(_core.CheckpointManager(os.fsdecode(directory), options), os.fsdecode(directory))
         self._waits = when_busy == "wait"
         self._fenced = weakref.WeakKeyDictionary() if capture != "eager" else None  # optimizer -> hook
-        self._closed = False
-        _open_managers.add(self)
 
     def restore(
         self,
@@ -262,12 +259,6 @@ class CheckpointManager:
             if isinstance(optimizer, torch.optim.Optimizer) and optimizer not in self._fenced:
                 self._fenced[optimizer] = optimizer.register_step_pre_hook(fence)
 
-    def _wait_idle(self):
-        """As the core does, but Ctrl-C is heard."""
-        with shown("perdure: saving", self._core.progress):
-            while not self._core.idle(_POLL):
-                pass
-
     @property
     def directory(self) -> pathlib.Path:
         return pathlib.Path(self._core.directory)
@@ -312,39 +303,11 @@ class CheckpointManager:
         """Carries out the retention_plan(), as every save does, and returns it."""
         return plan_of(self._core.prune())
 
-    def wait(self) -> None:
-        """Waits until no save is in flight. Raises the error of one that nobody has seen."""
-        self._wait_idle()
-        self._core.wait()
-
     def close(self) -> None:
         """wait(), then gives up the lock, the memory and the directory. Afterwards nothing but close() can be called."""
-        self._closed = True
         for hook in (self._fenced or {}).values():
             hook.remove()
-        with shown("perdure: saving", self._core.progress):
-            self._core.close()
-
-    def _close_quietly(self):
-        if self._closed or self._pid != os.getpid():
-            return
-        try:
-            self.close()
-        except Exception as error:  # nobody is left to raise it to
-            _warn(f"closing {self.directory}: {error}")
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, exception_type, exception, traceback):
-        if exception_type is None:
-            self.close()
-        else:
-            self._close_quietly()
-
-    def __del__(self):
-        if hasattr(self, "_closed"):
-            self._close_quietly()
+        super().close()
 
     def __repr__(self):
         if self._closed:
@@ -374,23 +337,6 @@ def read_history(directory) -> list[dict]:
     """What history.jsonl in a run directory tells, oldest first: one dict for each save, restore, skip, failure and
     prune, as docs/format.md says. For people and their plots: nothing in perdure relies on it."""
     return [decode(event) for event in _core.read_history(os.fsdecode(directory))]
-
-
-_open_managers: "weakref.WeakSet[CheckpointManager]" = weakref.WeakSet()
-
-
-@atexit.register
-def _close_all():
-    for manager in list(_open_managers):
-        manager._close_quietly()
-
-
-def _warn(text: str) -> None:
-    _logger.warning("%s", text)
-
-
-def _note(text: str) -> None:
-    _logger.info("%s", text)
 
 
 def _choice(choices, name, word):

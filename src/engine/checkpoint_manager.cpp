@@ -10,14 +10,11 @@
 
 #include "engine/checkpoint_name.hpp"
 #include "engine/manager_parts.hpp"
+#include "engine/saving.hpp"
 #include "storage/local_storage.hpp"
 
 namespace perdure {
 namespace {
-
-void print_warning(const std::string& text) {
-  std::fprintf(stderr, "perdure: warning: %s\n", text.c_str());
-}
 
 void print_note(const std::string& text) { std::fprintf(stderr, "perdure: %s\n", text.c_str()); }
 
@@ -55,17 +52,13 @@ ManagerOptions checked(ManagerOptions options) {
                 fmt::format("stuck_after is {} s; it is the time without progress after which a "
                             "save counts as stuck, or 0 for never",
                             options.stuck_after.count()));
-  if (options.staging_bytes != 0 && options.staging_bytes < engine::Arena::kMinBytes)
-    throw Error(ErrorCode::invalid,
-                fmt::format("staging_bytes is {}; at least {} are needed, or 0 for as many as the "
-                            "state takes",
-                            options.staging_bytes, engine::Arena::kMinBytes));
+  engine::require_staging(options.staging_bytes);
   if (!(options.rank_timeout.count() > 0))
     throw Error(ErrorCode::invalid,
                 fmt::format("rank_timeout is {} s; it is the time to wait for a sign of life of "
                             "another rank",
                             options.rank_timeout.count()));
-  if (!options.warning) options.warning = print_warning;
+  if (!options.warning) options.warning = engine::print_warning;
   if (!options.note) options.note = print_note;
   return options;
 }

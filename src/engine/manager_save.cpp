@@ -8,14 +8,13 @@
 // follows on_error: the next call throws it, or it was told and wait() and close() throw it.
 #include <fmt/format.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <exception>
-#include <thread>
 #include <utility>
 
 #include "engine/manager_parts.hpp"
 #include "engine/save_file.hpp"
+#include "engine/saving.hpp"
 #include "io/errors.hpp"
 
 namespace perdure {
@@ -23,19 +22,6 @@ namespace {
 
 // After so many failed saves in a row, a run has too much to lose to go on in silence.
 constexpr int kFailuresUntilRaised = 3;
-
-// Copying is bound by the memory, not by the cores, and the writer needs one of them.
-unsigned copy_threads() { return std::clamp(std::thread::hardware_concurrency() / 2, 1U, 4U); }
-
-std::string text_of(const std::exception_ptr& error) {
-  try {
-    std::rethrow_exception(error);
-  } catch (const std::exception& e) {
-    return e.what();
-  } catch (...) {
-    return "an exception of unknown type";
-  }
-}
 
 SaveHandle skipped() {
   const auto state = std::make_shared<SaveHandle::State>();
@@ -204,7 +190,7 @@ SaveHandle CheckpointManager::Parts::save(Value state, CheckpointInfo info, engi
   start(next);
   job = next;
   if (is_last_chance) preemption_save = job->handle();
-  job->capture(copy_threads());
+  job->capture(engine::copy_threads());
   begun = false;
   schedule.saved(job->info().step, begin, engine::SaveSchedule::Clock::now());
   return SaveHandle(job->handle());
@@ -293,7 +279,7 @@ bool CheckpointManager::Parts::persist(const std::shared_ptr<engine::SaveJob>& d
       saved.size = saver->save(*done, name);
       done->is_durable();
     } else {
-      done->write(*storage, name);
+      done->write(*storage, name, storage::IfExists::fail);
     }
   } catch (...) {
     failed_to_save(*done, std::current_exception(), saved.path);
@@ -328,12 +314,12 @@ void CheckpointManager::Parts::failed_to_save(const engine::SaveJob& done,
     failed.push_back(done.handle());
   }
   try {
-    history.failed(done.info(), text_of(error));
+    history.failed(done.info(), engine::text_of(error));
     if (options.on_error == OnError::warn)
       options.warning(fmt::format(
           "the checkpoint '{}' was not saved (failed saves in a row: {}; from {} on, the next call "
           "raises it): {}",
-          path.string(), failures, kFailuresUntilRaised, text_of(error)));
+          path.string(), failures, kFailuresUntilRaised, engine::text_of(error)));
   } catch (...) {
     // What the listener throws is not the save's, and without memory nothing can be told.
   }

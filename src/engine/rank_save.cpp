@@ -177,7 +177,8 @@ std::uint64_t RankSaver::follow(SaveJob& job, const std::string& key) {
   const std::string folder = talk_.led(key + "/folder", {});
   try {
     const auto files = run_.open_directory(folder);
-    job.write(*files, file_of(talk_.rank()), [this] { talk_.show_life(); });
+    job.write(*files, file_of(talk_.rank()), storage::IfExists::fail,
+              [this] { talk_.show_life(); });
     const std::string offer = offer_of(plan_of(job));
     told_.clear();  // until the end: where the save fails, nobody knows what rank 0 has heard
     talk_.tell(own_key, "+" + offer);
@@ -202,7 +203,8 @@ std::uint64_t RankSaver::lead(SaveJob& job, const std::string& key, const std::s
   std::string bytes;
   try {
     bytes = talk_.led(key + "/end", [&] {
-      job.write(directory->files(), file_of(0), [this] { talk_.show_life(); });
+      job.write(directory->files(), file_of(0), storage::IfExists::fail,
+                [this] { talk_.show_life(); });
       return std::to_string(commit(job, key, *directory));
     });
   } catch (...) {

@@ -130,10 +130,10 @@ void SaveJob::is_durable() {
   handle_->update([&](SaveStats& stats) { stats.durable = Seconds(seconds()); });
 }
 
-void SaveJob::write(storage::Storage& storage, const std::string& name,
+void SaveJob::write(storage::Storage& storage, const std::string& name, storage::IfExists if_exists,
                     const std::function<void()>& passed) {
   try {
-    const auto out = storage.create(name, file_size(), storage::IfExists::fail);
+    const auto out = storage.create(name, file_size(), if_exists);
     end(drain(file_, *plan_, *out, [&](std::uint64_t bytes) {
       handle_->update([&](SaveStats&) { handle_->handed_over = bytes; });
       if (passed) passed();

@@ -38,7 +38,7 @@ class SaveJob {
 
   // Writes and commits. Throws what went wrong; then nobody waits for copies any more. `passed` is
   // told of every block.
-  void write(storage::Storage& storage, const std::string& name,
+  void write(storage::Storage& storage, const std::string& name, storage::IfExists if_exists,
              const std::function<void()>& passed = {});
   // What write() has committed is part of something that is durable now.
   void is_durable();

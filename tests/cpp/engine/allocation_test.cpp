@@ -205,7 +205,7 @@ TEST_F(AllocationTest, ACaptureThatGetsNoThreadIsComplete) {
   EXPECT_EQ(failing_thread.left, 0);
   std::ranges::fill(numbers, std::uint8_t{2});  // the next step
   storage::MemoryStorage storage;
-  job.write(storage, "a.pt");
+  job.write(storage, "a.pt", storage::IfExists::fail);
   const auto file = CheckpointFile::open(storage.open("a.pt"));
   file.read_all(file.value());
   const Tensor& read = file.value()["numbers"].as_tensor();
