@@ -112,6 +112,10 @@ class ResumableLoader:
             **self._lengths(),
         }
 
+    def _next_epoch(self) -> dict:
+        """What state_dict() says between two epochs, for a loop that ends one with its last batch."""
+        return {**self.state_dict(), "received": 0, "start": self._generators.own_state()}
+
     def load_state_dict(self, state_dict: dict) -> None:
         """The next iteration is the rest of that epoch. One that is under way goes on as it was, and counts no more.
 
