@@ -30,7 +30,7 @@ def save(state, file) -> None:
         _core.save(_path(file), value)
 
 
-def load(file, map_location=None, keys=None, mmap: bool = False, verify: bool = False):
+def load(file, map_location=None, keys=None, mmap: bool | None = False, verify: bool = False, weights_only=None):
     """Loads what perdure.save or torch.save wrote at the path `file` (or in a binary file object), in any of PyTorch's
     formats: zip, legacy (before 1.6), TorchScript (each module as a dict of its attributes).
 
@@ -45,6 +45,8 @@ def load(file, map_location=None, keys=None, mmap: bool = False, verify: bool = 
         to them does not change the file. Nothing is verified, unless `verify=True` says so: then every checksum is
         compared first, which reads all of it. The file must stay as it is while a tensor lives: replacing it by
         renaming is fine (perdure.save does that), but where it is cut, touching what is gone ends the program (SIGBUS).
+    `weights_only`: torch.load's, so that its calls can stay as they are. It makes no difference: everything is loaded that
+        is plain data, and nothing else ever is.
 
     Raises CorruptionError (naming file, offset and tensor), UnsupportedError (the file holds what plain data
     cannot; it names it and its place), NotFoundError, IoError, and InvalidError for keys that are not there.

@@ -367,6 +367,21 @@ def test_paths(path, kind):
     assert perdure.verify(kind(path)).good
 
 
+def test_calls_of_torch_load_can_stay_as_they_are(path):
+    torch.save({"epoch": 3, "weight": torch.ones(3)}, path)
+    for options in (
+        {"weights_only": True},
+        {"weights_only": False, "map_location": torch.device("cpu")},
+        {"weights_only": None, "mmap": None},
+        {"weights_only": True, "mmap": True, "map_location": "cpu"},
+    ):
+        ours, theirs = perdure.load(path, **options), torch.load(path, **options)
+        assert ours["epoch"] == theirs["epoch"] and torch.equal(ours["weight"], theirs["weight"])
+    torch.save({"layer": torch.nn.Linear(1, 1)}, path)
+    with pytest.raises(perdure.UnsupportedError, match=r"\['layer'\].*Linear"):
+        perdure.load(path, weights_only=False)  # does not mean that what is in a file is executed
+
+
 def test_loaded_tensors_are_ordinary(saved_and_loaded):
     loaded = saved_and_loaded(STATE)
     loaded["model"]["w"].add_(1).requires_grad_().sum().backward()
