@@ -28,6 +28,7 @@ class Closing:
         self._core.wait()
 
     def close(self) -> None:
+        """wait(), then gives the memory back. Afterwards nothing but close() can be called."""
         self._closed = True
         with shown("perdure: saving", self._core.progress):
             self._core.close()
