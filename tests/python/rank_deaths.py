@@ -78,3 +78,21 @@ def save_and_die(death, folder):
     except perdure.IoError as error:
         told += f", and {error}"
     return told
+
+
+def outlive_the_store(rank, port, folder):
+    """Rank 0 has the store of torch.distributed in its own process, as without torchrun, and dies in a save."""
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    small = Small("plain", mine=rank)
+    checkpoints = rank_cases.manager(folder / "run", rank_timeout=PATIENCE, on_error="raise")
+    try:
+        for _ in range(4):
+            small.step()
+            handle = checkpoints.save(small.state)
+            if rank == 0 and small.state.step == 3:
+                os.kill(os.getpid(), signal.SIGKILL)
+            handle.wait()
+            told = f"step {small.state.step}"
+    except perdure.IoError as error:
+        (folder / "told").write_text(f"{told}, then {error}")
+    os._exit(0)  # the group cannot be left in order any more

@@ -1,5 +1,7 @@
 """A rank that dies before, in and after its save: the others hear of it, and the next to come finds what is whole."""
 
+import multiprocessing
+import socket
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -43,3 +45,21 @@ def test_the_others_hear_of_it(deaths, death):
         assert (state.step, state.mine) == (newest, 0)
         assert checkpoints.all_steps() == list(range(1, newest + 1))
     assert all(perdure.verify(c.path).good for c in perdure.list_checkpoints(folder / "run"))
+
+
+def test_a_store_that_dies_with_rank_0(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["rank_deaths"])
+    ranks = [context.Process(target=rank_deaths.outlive_the_store, args=(rank, port, tmp_path)) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join(60)
+    assert [process.exitcode for process in ranks] == [-9, 0]
+    told = (tmp_path / "told").read_text()
+    assert told.startswith(("step 1, then ", "step 2, then ")) and "store of torch.distributed does not answer" in told
+    steps = [c.step for c in perdure.list_checkpoints(tmp_path / "run")]
+    assert steps in ([2, 1], [3, 2, 1])  # of step 3, rank 0 may have written all before it died
