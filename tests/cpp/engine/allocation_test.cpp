@@ -4,6 +4,7 @@
 // A program of its own, for it replaces operator new and pthread_create. PERDURE_ALLOCATIONS is the
 // stride from one that fails to the next: 1 for all of them.
 #include <dlfcn.h>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 #include <pthread.h>
 
@@ -179,6 +180,35 @@ TEST_F(AllocationTest, EveryAllocationOfARunFailsOnce) {
     const std::int64_t tried =
         for_every(failing_allocation, stride(29), [&] { live(capture); }, [&] { check(); });
     EXPECT_GT(tried, 300);
+  }
+}
+
+// Files of one's own names, each of which makes the one before superfluous.
+TEST_F(AllocationTest, EveryAllocationOfAnAsyncSaverFailsOnce) {
+  std::filesystem::create_directories(path);
+  acknowledged = 0;
+  const auto file = [&](std::int64_t step) { return path / fmt::format("{}.pt", step); };
+  const auto live = [&] {
+    AsyncSaver saver({.warning = [](const std::string&) {}});
+    for (std::int64_t step = acknowledged + 1, last = step + 2; step <= last; ++step) {
+      SaveHandle handle = saver.save(file(step), state_of_step(step));
+      saver.remove(file(step - 1));
+      while (!handle.done()) std::this_thread::yield();
+      if (handle.error() == nullptr) acknowledged = step;  // which needs no memory
+    }
+    saver.close();
+  };
+  const auto check = [&] {
+    EXPECT_EQ(step_of(load(file(acknowledged))), acknowledged);
+    for (const std::string& name : TemporaryDirectory::names_in(path))
+      EXPECT_FALSE(name.ends_with(".tmp")) << name;
+    EXPECT_EQ(open_descriptors(), descriptors);
+  };
+  live();
+  for (Failing* failing : {&failing_allocation, &failing_thread}) {
+    if (failing == &failing_thread && PERDURE_HAS_SANITIZER) continue;
+    const std::int64_t step = failing == &failing_thread ? 1 : stride(7);
+    EXPECT_GT(for_every(*failing, step, live, check), 1);
   }
 }
 
