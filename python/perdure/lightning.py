@@ -183,7 +183,8 @@ class ExactResume(Callback):
         # resume. Where the epoch goes on that is all; the next epoch draws its order here, unless it does so anyway.
         self._put()
         loop = trainer.fit_loop
-        once_more = trainer.current_epoch > 0 and not loop.is_resuming and not loop.epoch_loop.restarting
+        resuming = getattr(loop, "is_resuming", False)  # Lightning 2.5.0 has it not yet
+        once_more = trainer.current_epoch > 0 and not resuming and not loop.epoch_loop.restarting
         if self._pending is not None and self._epoch_over and not once_more:
             iter(loop._data_fetcher)
         self._pending = None

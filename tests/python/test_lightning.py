@@ -251,6 +251,33 @@ def test_the_page_runs(tmp_path, monkeypatch):
     assert names["trainer"].global_step == 120
 
 
+def test_under_its_other_name(tmp_path):
+    code = """
+import sys, torch, pytorch_lightning as pl, perdure.lightning as own
+assert "lightning" not in sys.modules
+
+class Net(pl.LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(2, 1)
+
+    def training_step(self, batch, number):
+        return self.layer(batch[0]).sum()
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+loader = torch.utils.data.DataLoader(torch.utils.data.TensorDataset(torch.ones(8, 2)), batch_size=2)
+options = {"accelerator": "cpu", "logger": False, "plugins": [own.AsyncCheckpointIO()]}
+callbacks = [own.ExactResume(), pl.callbacks.ModelCheckpoint(sys.argv[1], save_last=True)]
+for epochs in (1, 2):
+    trainer = pl.Trainer(max_epochs=epochs, callbacks=callbacks, **options)
+    trainer.fit(Net(), loader, ckpt_path=own.newest_whole(sys.argv[1]))
+    assert trainer.global_step == 4 * epochs
+"""
+    subprocess.run([sys.executable, "-c", code, tmp_path], check=True)
+
+
 def test_importing_perdure_imports_no_lightning():
     code = "import perdure, sys; assert not [m for m in sys.modules if 'lightning' in m and 'perdure' not in m]"
     subprocess.run([sys.executable, "-c", code], check=True)
