@@ -5,6 +5,7 @@ import os
 import pty
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -128,6 +129,7 @@ def test_the_history(tmp_path, state):
 def on_a_terminal(code, **environment) -> str:
     """What a program prints to a terminal on its standard error."""
     terminal, program = pty.openpty()
+    termios.tcsetwinsize(program, (24, 80))  # of one without columns, tqdm makes no use
     child = subprocess.Popen([sys.executable, "-c", code], stderr=program, env={**os.environ, **environment})
     os.close(program)
     shown = b""
