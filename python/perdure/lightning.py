@@ -261,9 +261,8 @@ def _local(path) -> str:
 
 def _plain(x):
     """The dicts of Lightning's own kinds as plain ones."""
-    if isinstance(x, dict) and type(x).__module__.partition(".")[0] in ("lightning", "lightning_fabric", "pytorch_lightning"):
-        return {key: _plain(value) for key, value in x.items()}
-    if type(x) is dict:
+    theirs = type(x).__module__.partition(".")[0] in ("lightning", "lightning_fabric", "pytorch_lightning")
+    if type(x) is dict or isinstance(x, dict) and theirs:
         return {key: _plain(value) for key, value in x.items()}
     return x
 

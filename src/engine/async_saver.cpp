@@ -154,10 +154,7 @@ std::exception_ptr AsyncSaver::Parts::take_unseen() {
     const std::lock_guard guard(mutex);
     unseen = std::exchange(failed, {});
   }
-  std::exception_ptr first;
-  for (const auto& state : unseen)
-    if (const std::exception_ptr error = state->take_unseen(); error && !first) first = error;
-  return first;
+  return take_first_unseen(unseen);
 }
 
 AsyncSaver::AsyncSaver(SaverOptions options)

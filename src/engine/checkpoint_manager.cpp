@@ -180,10 +180,7 @@ void CheckpointManager::Parts::throw_unseen() {
     const std::lock_guard guard(mutex);
     unseen = std::exchange(failed, {});
   }
-  std::exception_ptr first;
-  for (const auto& state : unseen)
-    if (const std::exception_ptr error = state->take_unseen(); error && !first) first = error;
-  if (first) std::rethrow_exception(first);
+  if (const std::exception_ptr error = take_first_unseen(unseen)) std::rethrow_exception(error);
 }
 
 CheckpointManager::CheckpointManager(const std::filesystem::path& directory, ManagerOptions options)

@@ -102,4 +102,11 @@ double SaveHandle::progress() const {
              : static_cast<double>(state_->handed_over) / static_cast<double>(state_->stats.bytes);
 }
 
+std::exception_ptr take_first_unseen(const std::vector<std::shared_ptr<SaveHandle::State>>& saves) {
+  std::exception_ptr first;
+  for (const auto& save : saves)
+    if (const std::exception_ptr error = save->take_unseen(); error && !first) first = error;
+  return first;
+}
+
 }  // namespace perdure

@@ -4,8 +4,10 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <memory>
 #include <mutex>
 #include <perdure/checkpoint_manager.hpp>
+#include <vector>
 
 namespace perdure {
 
@@ -43,5 +45,9 @@ struct SaveHandle::State {
   void rethrow_if_failed();          // once done; the error counts as seen
   std::exception_ptr take_unseen();  // null where there is none; it counts as seen
 };
+
+// The first error of several saves that nobody has seen, null where there is none; all count as
+// seen then.
+std::exception_ptr take_first_unseen(const std::vector<std::shared_ptr<SaveHandle::State>>& saves);
 
 }  // namespace perdure

@@ -217,7 +217,7 @@ def keeps_the_pruned(injection, run):
     """Of what a prune does with what is in .trash already: the sync of the run directory, which looks at it afterwards,
     and the removal itself."""
     looks_after_sync = injection.call == "newfstatat" and f'<{run}>, "", ' in injection.text
-    return injection.call == "fsync" or looks_after_sync or injection.call == "unlinkat"
+    return injection.call == "fsync" or looks_after_sync or injection.call == "unlinkat" and "/.trash>" in injection.text
 
 
 def equal(a, b):
